@@ -1,0 +1,60 @@
+# Nothing is needed but make and Python >= 3.11; nothing outside this folder is changed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+# An interpreter that has been tested first, then any that is new enough.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PY := .venv/bin/python
+READY := .venv/ready
+
+# The tests' own run folder and data, made from nothing each time; the guard in tests/offline lets no socket out.
+TEST := $(CURDIR)/build/test
+GUARDED := ICD_PROFILE=tiny ICD_RUNS_DIR=$(TEST)/runs ICD_DATA_DIR=$(TEST)/synthetic FRESH= \
+	PYTHONPATH=$(CURDIR)/tests/offline ICD_OFFLINE_RECORD=$(TEST)/sockets.txt
+
+.PHONY: help setup course test test-slow lint lab tiny-base clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv was not found (have: $$(python3 --version 2>&1))." \
+		"Install it (Debian and Ubuntu: python3 and python3-venv), or name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = v >= (3, 11); print("Python %d.%d" % v[:2], \
+		"" if ok else "is too old: 3.11 or newer is needed, as in make PYTHON=python3.12"); sys.exit(not ok)'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo "Installing torch (the largest part) ..."
+	@$(PY) -m pip install -q -c constraints.txt torch
+	@echo "Installing the rest ..."
+	@$(PY) -m pip install -q -c constraints.txt -e '.[lab,test]'
+	@touch $@
+
+setup: $(READY)  ## make .venv with the tested versions (the other targets do it as well)
+
+course: $(READY)  ## run every notebook on the embedded data, print the table, leave the report
+	@$(PY) -m helpers.course run
+
+test: lint  ## linters, unit tests, then every notebook from nothing, with no socket to the outside
+	@rm -rf $(TEST) && mkdir -p $(TEST)
+	$(GUARDED) $(PY) -m pytest -q tests
+	$(GUARDED) $(PY) -m pytest -v --nbmake --nbmake-timeout=3600 -p no:randomly -m 'notebooks or not slow' \
+		notebooks tests/test_notebooks.py
+
+test-slow: $(READY)  ## the tests that take minutes: real kills, long trainings
+	@mkdir -p $(TEST)
+	$(GUARDED) $(PY) -m pytest -v -m slow tests
+
+lint: $(READY)
+	$(PY) -m ruff check .
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	@$(PY) -m jupyterlab notebooks
+
+tiny-base: $(READY)  ## train the tiny base model that ships with the course anew
+	@$(PY) -m helpers.tiny_base.build
+
+clean:  ## remove synthetic patients, their runs and test leftovers; .venv, your own data and its runs stay
+	rm -rf runs/synthetic-* build data/synthetic data/.synthetic.* .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,129 @@
+"""Batched generation: cases in, the table of predictions out; free, sampled, or constrained to valid codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from helpers import icd, prompts
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+COLUMNS = ("subject_id", "hadm_id", "sample", "completion", "think", "predicted")
+
+
+def predict(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: pd.DataFrame,
+    *,
+    max_new_tokens: int = 80,
+    max_note_tokens: int | None = None,
+    batch_size: int = 128,
+    samples: int = 1,
+    temperature: float = 0.0,
+    valid_codes: Iterable[str] | None = None,
+    dictionary: Iterable[str] | None = None,
+    to_messages: Callable[[str], list[dict[str, str]]] = prompts.messages,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> pd.DataFrame:
+    """Answers of a model for cases (columns subject_id, hadm_id, note), one row per case and sample, in the order of cases.
+
+    Greedy at temperature 0, else `samples` draws per case. `predicted` is the normalised code, null where the answer is
+    unusable: no code, or one that is neither in ICD-10-CM nor in `dictionary` (MIMIC's own). valid_codes: decode under a trie
+    of these codes, from `<diagnosis>` on. Cases are sorted by length, so that a batch wastes little padding; `progress` wraps
+    the list of batch starts (course.progress). Research use only: no answer is a diagnosis. Raises ValueError for bad sizes.
+    """
+    import torch
+    from transformers import LogitsProcessorList
+
+    from helpers.models import truncate_note
+
+    if batch_size < 1 or samples < 1 or (samples > 1 and temperature <= 0):
+        raise ValueError("predict: batch_size and samples must be >= 1, and several samples need a temperature above 0.")
+    was_training, side = model.training, tokenizer.padding_side
+    model.eval()
+    tokenizer.padding_side = "left"
+    known = {code for code in map(icd.normalise, dictionary or ()) if code}
+    texts = []
+    for note in cases["note"]:
+        short = truncate_note(note, tokenizer, max_note_tokens) if max_note_tokens else note
+        texts.append(tokenizer.apply_chat_template(to_messages(short), tokenize=False, add_generation_prompt=True))
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)  # longest first: memory trouble shows at once
+    rows: list[dict[str, Any] | None] = [None] * (len(texts) * samples)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
+    )
+    try:
+        for start in progress(range(0, len(order), batch_size)):
+            chosen = order[start : start + batch_size]
+            batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False).to(
+                model.device
+            )
+            width = batch["input_ids"].shape[1]
+            processors = LogitsProcessorList([code_trie(tokenizer, valid_codes, width)] if valid_codes is not None else [])
+            with torch.inference_mode():
+                out = model.generate(
+                    **batch, max_new_tokens=max_new_tokens, num_return_sequences=samples, logits_processor=processors,
+                    pad_token_id=tokenizer.pad_token_id, **sampling,
+                )  # fmt: skip
+            completions = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+            for j, completion in enumerate(completions):
+                i, sample = chosen[j // samples], j % samples
+                parsed = prompts.parse(completion)
+                case = cases.iloc[i]
+                usable = parsed.code is not None and (parsed.code in known or icd.is_valid(parsed.code))
+                rows[i * samples + sample] = {
+                    "subject_id": int(case["subject_id"]), "hadm_id": int(case["hadm_id"]), "sample": sample,
+                    "completion": completion, "think": parsed.think, "predicted": parsed.code if usable else None,
+                }  # fmt: skip
+    finally:
+        tokenizer.padding_side = side
+        model.train(was_training)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def code_trie(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_width: int) -> LogitsProcessor:
+    """A LogitsProcessor that lets only `codes` (dotted), then `</diagnosis>`, follow a `<diagnosis>` in the completion.
+
+    The trie is over characters of the decoded text, not over tokens, so it holds for any way to split a code into tokens.
+    For evaluation only: a reward under constraint would teach nothing about format.
+    """
+    import torch
+    from transformers import LogitsProcessor
+
+    close = "</diagnosis>"
+    allowed = sorted({icd.dotted(code) + close for code in codes})
+    prefixes = {text[:n] for text in allowed for n in range(len(text) + 1)}
+    pieces = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    by_first: dict[str, list[int]] = {}
+    for i, piece in enumerate(pieces):
+        if piece and i not in tokenizer.all_special_ids:
+            by_first.setdefault(piece[0], []).append(i)
+    memory: dict[str, torch.Tensor] = {}
+
+    def after(text: str) -> torch.Tensor:
+        if text not in memory:
+            firsts = {p[len(text)] for p in prefixes if len(p) == len(text) + 1 and p.startswith(text)}
+            ids = [i for ch in firsts for i in by_first.get(ch, ()) if text + pieces[i] in prefixes]
+            memory[text] = torch.tensor(ids, dtype=torch.long)
+        return memory[text]
+
+    class CodeTrie(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            for row, text in enumerate(tokenizer.batch_decode(input_ids[:, prompt_width:])):
+                head, tag, tail = text.rpartition("<diagnosis>")
+                tail = tail.lstrip()
+                if tag and tail in prefixes and not tail.endswith(close):
+                    keep = after(tail).to(scores.device)
+                    if len(keep):
+                        kept = scores[row, keep].clone()
+                        scores[row] = -float("inf")
+                        scores[row, keep] = kept
+            return scores
+
+    return CodeTrie()

@@ -1,0 +1,154 @@
+"""Base model, tokenizer, chat template, NF4 and adapters: one code path for the tiny Qwen2 and for Qwen2.5-7B."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+TINY_BASE = Path(__file__).parent / "tiny_base"
+THINK = "<think>\n"
+_THINK_TEMPLATE = "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}"
+
+
+def base_path(base: str) -> str:
+    """Where a profile's base is loaded from: the bundled folder for "tiny", else the hub id or local folder as it stands."""
+    return str(TINY_BASE) if base == "tiny" else base
+
+
+def dtype_for_device() -> torch.dtype:
+    """bfloat16 where the GPU computes in it (compute capability >= 8.0), float16 on older GPUs, float32 on a CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.float32  # bf16 on a CPU is mostly emulated: 2 to 5 times slower
+    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+
+
+def nf4() -> BitsAndBytesConfig:
+    """The 4-bit NormalFloat configuration of QLoRA (Dettmers et al. 2023, sections 3.1 and 3.2), for GPU and CPU."""
+    import bitsandbytes as bnb
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first eval() and later gradients are wrong.
+        bnb.nn.modules.has_avx512bf16 = lambda: False
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype_for_device(),
+    )
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Tokenizer with left padding, whose chat template opens the reasoning: its generation prompt ends with `<think>` + newline.
+
+    The prefix stands in the template, not in the messages: SFT, GRPO, generation and vLLM then agree on it, and it is saved
+    with the tokenizer. Raises ValueError for a tokenizer without a chat template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base_path(source))
+    if not tokenizer.chat_template:
+        raise ValueError(f"{source}: the tokenizer has no chat template. Use an instruct model, or set tokenizer.chat_template.")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
+    if not prompt.endswith(THINK):
+        tokenizer.chat_template += _THINK_TEMPLATE
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load(
+    profile: Any, adapter: str | Path | None = None, *, four_bit: bool = False, trainable: bool = False
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a profile, on the device, with an adapter on top if one is named.
+
+    profile: a `profiles.Profile`, or a base as text ("tiny", a hub id, a folder). four_bit: NF4, else the device's
+    own dtype. trainable: keep the adapter's weights trainable, in float32.
+    Raises FileNotFoundError for an adapter folder without adapter_config.json.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = profile if isinstance(profile, str) else profile.base
+    kwargs: dict[str, Any] = {"dtype": dtype_for_device(), "use_safetensors": True}
+    if four_bit:
+        kwargs["quantization_config"] = nf4()
+    if torch.cuda.is_available():
+        kwargs["device_map"] = {"": torch.cuda.current_device()}
+    model = AutoModelForCausalLM.from_pretrained(base_path(source), **kwargs)
+    tokenizer = load_tokenizer(source)
+    model.config.use_cache = True
+    if adapter is not None:
+        from peft import PeftModel
+
+        if not (Path(adapter) / "adapter_config.json").is_file():
+            raise FileNotFoundError(f"{adapter} holds no adapter (adapter_config.json is missing). Train one with 03_lora_sft.")
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        tokenizer = _tokenizer_of(adapter, tokenizer)
+    if trainable:
+        float32_adapters(model)
+    else:
+        model.eval()
+    return model, tokenizer
+
+
+def _tokenizer_of(adapter: str | Path, fallback: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(adapter)) if (Path(adapter) / "tokenizer_config.json").is_file() else fallback
+
+
+def float32_adapters(model: Any) -> int:
+    """Cast trainable parameters to float32 (TRL leaves QLoRA adapters in bf16: resuming is then not exact). Returns how many."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.data = parameter.data.float()
+    return sum(p.numel() for p in trainable)
+
+
+def adapter_changes_output(model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> float:
+    """Largest absolute difference of the next-token logits with the adapter on and off. 0 means that it does nothing."""
+    import torch
+
+    batch = tokenizer(prompt, return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        on = model(**batch).logits[0, -1]
+        with model.disable_adapter():
+            off = model(**batch).logits[0, -1]
+    return float((on - off).abs().max())
+
+
+def truncate_note(note: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+    """The note cut to at most max_tokens tokens, from its end: prompts are shortened here, answers never."""
+    ids = tokenizer(note, add_special_tokens=False)["input_ids"]
+    return note if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=True)
+
+
+def merge(profile: Any, adapter: str | Path, out_dir: str | Path, *, four_bit: bool = False) -> Path:
+    """Merge an adapter into its base at full precision and save safetensors, tokenizer and chat template to out_dir.
+
+    An adapter trained on an NF4 base is merged into that base *dequantised*: merging into 4-bit weights rounds them again.
+    """
+    from peft import PeftModel
+
+    base, tokenizer = load(profile, four_bit=four_bit)
+    if four_bit:
+        base = base.dequantize()  # before the adapter goes on: its layers are built for the kind of weight they find
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    tokenizer = _tokenizer_of(adapter, tokenizer)
+    merged.save_pretrained(str(out_dir), safe_serialization=True)
+    tokenizer.save_pretrained(str(out_dir))
+    return Path(out_dir)
+
+
+def tiny_manifest() -> dict[str, Any]:
+    """What the bundled base was made from: hashes of weights, tokenizer, casebook and generator, command, held-out perplexity."""
+    return json.loads((TINY_BASE / "manifest.json").read_text(encoding="utf-8"))

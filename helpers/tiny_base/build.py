@@ -1,0 +1,317 @@
+"""Rebuild the tiny Qwen2 base from nothing: tokenizer, corpus, pre-training, manifest. `make tiny-base`.
+
+The base stands in for the Qwen2.5-Instruct that other profiles download: it knows the language of the synthetic hospital before
+it is adapted. Its corpus is plain text: textbook-like prose made from the casebook and ICD-10-CM titles, and whole discharge
+summaries of patients of *other* hospitals (seeds from HOSPITAL_SEED on; the course's own are 0 to 99). It never holds
+the answer format, nor a patient of the course. What it saw of labels: every document names the diagnosis of its patient,
+most with the code. `labelled_notes` gives the same labels to any baseline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from helpers import icd, prompts, synthetic
+
+HERE = Path(__file__).parent
+HOSPITAL_SEED = 1000  # the course's hospitals have seeds below
+HELD_OUT_SEED = 900
+VOCABULARY = 2560
+CONFIG = {
+    "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048, "tie_word_embeddings": True, "rope_theta": 10_000.0,
+}  # fmt: skip
+CHAT_TEMPLATE = (  # Qwen2.5's layout without tools; the generation prompt opens the reasoning
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+)
+PRE_TOKENIZER = (  # Qwen2's: digits one by one, punctuation with the line breaks that follow
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+VIGNETTES = (
+    "{who} who comes with {f} most likely has {title} ({code}).",
+    "{title} ({code}) is a form of {category} ({cat}), in the chapter of {chapter}. A typical patient shows {f}.",
+    "Consider {who} with {f}. The principal diagnosis is {category}, more exactly {title}, coded {code}.",
+    "In {category} ({cat}), look at the details: {f} speak for {title}, {code}.",
+    "{f}: think of {chapter}, then of {category} ({cat}), then of {code}, {title}.",
+)
+
+
+CASE_REPORT = (
+    "Case report. {Who}, {complaint}. {all}. Of note: {key}. What do we think? First of {chapter}, then of {category}."
+    " The detail that decides: {detail}. The diagnosis is {title}, {code}.",
+    "{Who} came with {complaint}: {all}. Findings that matter are {key}. They speak for {chapter}, {cat} {category}."
+    " Detail: {detail}. Diagnosis {code}, {title}.",
+)
+
+
+GLOSSARY = (
+    "Findings: what is seen, heard, felt or measured", "Detail: what tells siblings apart", "none: nothing to report",
+    "diagnosis: the name of what the patient has", "think: to weigh findings against each other",
+    "nothing specific: signs that fit many diseases", "assistant: one who helps", "user: one who asks",
+    "system: parts that work together",
+)  # fmt: skip
+
+
+def _index(rng: np.random.Generator) -> str:
+    """A page of an index: categories of the casebook by chapter; or a few lines of a glossary."""
+    if rng.random() < 0.35:
+        return "\n".join(GLOSSARY[i] for i in rng.permutation(len(GLOSSARY))[:5])
+    by_chapter: dict[str, list[str]] = {}
+    for category in sorted({str(icd.category(code)) for code in synthetic.casebook().codes}):
+        by_chapter.setdefault(icd.chapter_short(icd.chapter(category) or 22), []).append(category)
+    lines = []
+    for name in rng.permutation(list(by_chapter))[:6]:
+        some = rng.permutation(by_chapter[name])[:3]
+        lines.append(f"{name}: " + ", ".join(f"{c} {icd.title(c)}" for c in some))
+    return "\n".join(lines)
+
+
+def documents(count: int, seed: int, stage: int = 2) -> Iterator[str]:
+    """`count` documents of corpus. Stage 1: three textbook vignettes for one whole discharge summary. Stage 2 adds case
+    reports, which quote from what they have told, records marked up as hospitals exchange them, and pages of an index:
+    a token that a base never saw has an embedding that no adapter above it can tell from others of its kind."""
+    book = synthetic.casebook()
+    rng = np.random.default_rng([seed, 7])
+    rows = synthetic.draw(count, seed, book)
+    u = rng.random(count)
+    kinds = u < 0.25
+    texts = iter(synthetic.summaries([row for row, whole in zip(rows, kinds, strict=True) if whole], seed, book=book))
+    for row, whole, kind in zip(rows, kinds, u, strict=True):
+        code, title = row["code"], icd.title(row["code"]) or row["code"]
+        if whole:
+            text = next(texts).strip()
+            yield text.replace(f"\n{title}\n", f"\n{title} ({code})\n") if rng.random() < 0.7 else text
+            continue
+        own = [name for name in row["drawn"] if name in book.entries[code]["findings"]] or row["drawn"][:3]
+        words = {name: str(rng.choice(book.findings[name]["phrases"])) for name in dict.fromkeys([*row["drawn"], *own])}
+        said = [words[own[i]] for i in rng.permutation(len(own))][:7] or ["no complaint"]
+        names = {
+            "who": "a man" if row["sex"] == "M" else "a woman", "f": ", ".join(said), "title": title, "code": code,
+            "cat": icd.category(code), "category": icd.title(icd.category(code) or ""),
+            "chapter": icd.chapter_short(icd.chapter(code) or 22),
+        }  # fmt: skip
+        complaint = row["complaint"] or "feeling unwell"
+        if stage == 1 or kind > 0.75:
+            text = str(rng.choice(VIGNETTES)).format(**names)
+        elif kind < 0.35:
+            text = _index(rng)
+        elif kind < 0.45:
+            fields = {"sex": row["sex"], "complaint": complaint}
+            for name in synthetic.SECTIONS:
+                fields[name] = "; ".join(words[f] for f in row["drawn"] if book.findings[f]["section"] == name) or "none"
+            chosen = [(name, fields[name]) for name in fields if rng.random() < 0.6]
+            text = "\n".join(["<record>", *(f"<{name}>{said}</{name}>" for name, said in chosen), "</record>"])
+        else:
+            text = str(rng.choice(CASE_REPORT)).format(
+                **names, Who=names["who"].capitalize(), complaint=complaint, all=", ".join(words.values()) or "nothing else",
+                key="; ".join(said[:4]), detail=said[0] if rng.random() < 0.7 else "none",
+            )  # fmt: skip
+        yield text if text.startswith(("<", "n", "d", "t")) else text[0].upper() + text[1:]
+
+
+def labelled_notes(count: int, seed: int = HOSPITAL_SEED) -> tuple[list[str], list[str]]:
+    """Admission notes and codes of the other hospitals: what a baseline may learn from to have seen the labels the base saw."""
+    from helpers import notes
+
+    rows = synthetic.draw(count, seed)
+    texts = [notes.admission_note(text) for text in synthetic.summaries(rows, seed)]
+    kept = [(text, icd.normalise(row["code"])) for text, row in zip(texts, rows, strict=True) if text]
+    return [text for text, _ in kept], [str(code) for _, code in kept]
+
+
+def train_tokenizer(out: Path, corpus: list[str]):
+    """Byte-level BPE with Qwen2's pre-tokenizer and Qwen2.5's chat layout. The answer tags are plain text, not special tokens:
+    trainers decode with skip_special_tokens=True, and special tags would vanish before a reward sees them."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(PRE_TOKENIZER), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    # Words of the prompt and of the answers become tokens, as in any chat model's tokenizer; as words, in no format.
+    words = prompts.SYSTEM + "\nsystem\nuser\nassistant\nFindings Detail none think diagnosis\n"
+    words += "".join(f"\n{icd.chapter_short(n)}" for n in range(1, 23))
+    tokenizer.train_from_iterator([*corpus, *[words] * 400], trainer)
+    state = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in state["merges"]]
+    fast = Qwen2Tokenizer(vocab=state["vocab"], merges=merges, pad_token=special[0], eos_token=special[2], unk_token=None)
+    fast.add_special_tokens({"additional_special_tokens": special[1:2]})
+    fast.chat_template = CHAT_TEMPLATE
+    fast.model_max_length = CONFIG["max_position_embeddings"]
+    fast.save_pretrained(str(out))
+    return fast
+
+
+def perplexity(model, tokenizer, texts: list[str]) -> float:
+    """exp of the mean negative log-likelihood per token over documents, each scored alone."""
+    import torch
+
+    total, tokens = 0.0, 0
+    model.eval()
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"][:768]])
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    return math.exp(total / tokens)
+
+
+def held_out() -> list[str]:
+    """200 documents that pre-training never saw."""
+    return list(documents(200, HELD_OUT_SEED))
+
+
+def fingerprint() -> str:
+    """Hash of what the generator writes (the held-out documents): it changes with the casebook and the generator's behaviour."""
+    return hashlib.sha256("\x00".join(held_out()).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def build(
+    out: Path, *, steps: tuple[int, int], seed: int = 0, threads: int = 2, batch_tokens: int = 4096,
+    start_from: Path | None = None,
+) -> None:
+    """Train tokenizer and model, in two stages of so many batches; write weights (bf16), log and manifest.
+
+    Stage 1 learns the language of the hospitals; stage 2 goes on from its weights, rounded to bf16, with case reports and
+    marked-up records among the documents, and with both tokens that can end a text. `start_from`: a finished stage 1.
+    """
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    if start_from is None:
+        tokenizer = train_tokenizer(out, list(documents(6000, HOSPITAL_SEED - 1, 1)))
+        end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        model = Qwen2ForCausalLM(Qwen2Config(**CONFIG, bos_token_id=None, eos_token_id=end, pad_token_id=end))
+        log = _train(model, tokenizer, 1, steps[0], seed, 2e-3, batch_tokens)
+        model.to(torch.bfloat16).save_pretrained(str(out / "stage1"), safe_serialization=True)
+        tokenizer.save_pretrained(str(out / "stage1"))
+        _write_log(out / "stage1", log)
+        start_from = out / "stage1"
+    tokenizer = AutoTokenizer.from_pretrained(str(start_from))
+    tokenizer.save_pretrained(str(out))
+    model = Qwen2ForCausalLM.from_pretrained(str(start_from), dtype=torch.float32)
+    with (start_from / "training_log.csv").open() as handle:
+        log = [{"stage": 1} | row for row in csv.DictReader(handle)]
+    log += _train(model, tokenizer, 2, steps[1], seed, 1e-3, batch_tokens)
+    # The chat ends its turns with <|im_end|>, documents with <|endoftext|>: generation stops at either.
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    model = model.to(torch.bfloat16)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
+    model.generation_config.pad_token_id = end
+    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, end
+    model.save_pretrained(str(out), safe_serialization=True)
+    _write_log(out, log)
+    files = ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json",
+             "generation_config.json", "training_log.csv"]  # fmt: skip
+    per_stage = [[row for row in log if int(row["stage"]) == stage] for stage in (1, 2)]
+    manifest = {
+        "command": f"python -m helpers.tiny_base.build --steps {steps[0]} {steps[1]} --seed {seed}",
+        "held_out_perplexity": round(perplexity(model.float(), tokenizer, held_out()), 3),
+        "minutes": round(sum(float(rows[-1]["minutes"]) for rows in per_stage), 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_seen": sum(int(rows[-1]["tokens"]) for rows in per_stage),
+        "documents": sum(int(rows[-1]["documents"]) for rows in per_stage),
+        "first_hospital_seed": HOSPITAL_SEED,
+        "casebook_sha256": synthetic.casebook().sha256,
+        "generator_sha256": fingerprint(),
+        "files": {name: sha256(out / name) for name in files if (out / name).is_file()},
+        "torch": torch.__version__.split("+")[0],
+    }
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    print(json.dumps(manifest, indent=1))
+
+
+def _write_log(out: Path, log: list[dict]) -> None:
+    with (out / "training_log.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(log[-1]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(log)
+
+
+def _train(model, tokenizer, stage: int, steps: int, seed: int, lr: float, batch_tokens: int) -> list[dict]:
+    """AdamW on documents of ever new hospitals; the rate is constant for 30 % of the steps, then falls to zero."""
+    import torch
+
+    rng = np.random.default_rng([seed, 7 + stage])
+    ends = [tokenizer.convert_tokens_to_ids("<|endoftext|>"), tokenizer.eos_token_id][:stage]
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+    log: list[dict] = []
+    started, seen, document_count, hospital = time.time(), 0, 0, HOSPITAL_SEED + 1000 * (stage - 1)
+    queue: list[list[list[int]]] = []
+    model.train()
+    for step in range(steps):
+        if not queue:  # the next hospital: documents of like length go into one batch
+            texts = list(documents(4000, hospital, stage))
+            hospital, document_count = hospital + 1, document_count + len(texts)
+            encoded = sorted(([*ids[:767], int(rng.choice(ends))] for ids in tokenizer(texts)["input_ids"]), key=len)
+            batch: list[list[int]] = []
+            for ids in encoded:
+                if batch and len(ids) * (len(batch) + 1) > batch_tokens:
+                    queue.append(batch)
+                    batch = []
+                batch.append(ids)
+            queue.append(batch)
+            rng.shuffle(queue)
+        batch = queue.pop()
+        width = max(map(len, batch))
+        ids = torch.tensor([row + [ends[0]] * (width - len(row)) for row in batch])
+        labels = torch.tensor([row + [-100] * (width - len(row)) for row in batch])
+        for group in optimizer.param_groups:
+            falling = 1.0 if step < 0.3 * steps else max(0.02, (1 - step / steps) / 0.7)
+            group["lr"] = lr * min(1.0, (step + 1) / 100) * falling
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen += int((labels >= 0).sum())
+        if (step + 1) % 25 == 0:
+            minutes = round((time.time() - started) / 60, 2)
+            log.append({"stage": stage, "step": step + 1, "minutes": minutes, "tokens": seen, "documents": document_count,
+                        "loss": round(loss.item(), 4)})  # fmt: skip
+            print(log[-1], flush=True)
+    return log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Rebuild the tiny base from nothing.")
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--steps", type=int, nargs=2, default=(2000, 400), help="batches of stage 1 and stage 2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start-from", type=Path, help="a finished stage 1, to train stage 2 alone")
+    args = parser.parse_args()
+    build(args.out, steps=tuple(args.steps), seed=args.seed, threads=args.threads, start_from=args.start_from)
+
+
+if __name__ == "__main__":
+    main()

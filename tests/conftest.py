@@ -1,0 +1,28 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data, runs and notebooks of a test in a folder of its own, with the tiny profile."""
+    for name in ("FRESH", "ICD_MAKING", "ICD_PROGRESS", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ICD_PROFILE", "tiny")
+    monkeypatch.setenv("ICD_DATA_DIR", str(tmp_path / "synthetic"))
+    monkeypatch.setenv("ICD_RUNS_DIR", str(tmp_path / "runs"))
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("ICD_NOTEBOOKS_DIR", str(tmp_path / "notebooks"))
+    return tmp_path

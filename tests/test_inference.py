@@ -1,0 +1,122 @@
+"""Batched generation: order, padding, sampling, the trie over codes, and what counts as usable."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from helpers import icd, inference, models, notes, prompts, synthetic
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return models.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def cases() -> pd.DataFrame:
+    rows = synthetic.draw(12, 51)
+    texts = [notes.admission_note(t) for t in synthetic.summaries(rows, 51)]
+    frame = pd.DataFrame({"subject_id": range(12), "hadm_id": range(100, 112), "note": texts})
+    return frame[frame["note"] != ""].reset_index(drop=True)
+
+
+class Scripted(torch.nn.Module):
+    """Stands where a model stands and says the same text to every prompt: generation's interface, no weights."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokenizer, text: str) -> None:
+        super().__init__()
+        self.ids = torch.tensor([tokenizer(text)["input_ids"]])
+
+    def generate(self, input_ids, num_return_sequences=1, **_):
+        n = input_ids.shape[0] * num_return_sequences
+        return torch.cat([input_ids.repeat_interleave(num_return_sequences, 0), self.ids.expand(n, -1)], dim=1)
+
+
+def test_answers_come_back_in_the_order_of_the_cases_whatever_the_batches(loaded, cases: pd.DataFrame) -> None:
+    model, tokenizer = loaded
+    one = inference.predict(model, tokenizer, cases, max_new_tokens=12, batch_size=1)
+    many = inference.predict(model, tokenizer, cases, max_new_tokens=12, batch_size=5)
+    assert list(one["hadm_id"]) == list(many["hadm_id"]) == list(cases["hadm_id"])
+    assert (one["completion"] == many["completion"]).mean() > 0.9, "padding must not change answers (but for ties in float)"
+
+
+def test_the_model_and_tokenizer_are_left_as_they_were(loaded, cases: pd.DataFrame) -> None:
+    model, tokenizer = loaded
+    model.train()
+    tokenizer.padding_side = "right"
+    inference.predict(model, tokenizer, cases.head(2), max_new_tokens=2)
+    assert model.training
+    assert tokenizer.padding_side == "right"
+    model.eval()
+    tokenizer.padding_side = "left"
+
+
+def test_several_samples_differ_and_are_numbered(loaded, cases: pd.DataFrame) -> None:
+    model, tokenizer = loaded
+    torch.manual_seed(0)
+    drawn = inference.predict(model, tokenizer, cases.head(3), samples=4, temperature=1.2, max_new_tokens=16, batch_size=2)
+    assert len(drawn) == 12
+    assert drawn.groupby("hadm_id")["sample"].apply(list).map(lambda s: s == [0, 1, 2, 3]).all()
+    assert drawn.groupby("hadm_id")["completion"].nunique().max() > 1
+
+
+@pytest.mark.parametrize(("answer", "expected"), [
+    ("Pain.\n</think>\n<diagnosis>I21.4</diagnosis>", "I214"),
+    ("Pain.\n</think>\n<diagnosis>i214</diagnosis>", "I214"),
+    ("Pain.\n</think>\n<diagnosis>I21.01ZZ</diagnosis>", None),
+    ("Pain.\n</think>\n<diagnosis>X99.99</diagnosis>", None),
+    ("pain, and more pain", None),
+])  # fmt: skip
+def test_only_codes_that_exist_are_predictions(loaded, cases: pd.DataFrame, answer: str, expected: str | None) -> None:
+    _, tokenizer = loaded
+    got = inference.predict(Scripted(tokenizer, answer), tokenizer, cases.head(2))
+    assert [None if pd.isna(p) else p for p in got["predicted"]] == [expected] * 2
+    assert got["completion"].iloc[0] == answer
+
+
+def test_a_retired_code_counts_where_the_data_set_has_it(loaded, cases: pd.DataFrame) -> None:
+    _, tokenizer = loaded
+    model = Scripted(tokenizer, "Pain.\n</think>\n<diagnosis>X99.99</diagnosis>")
+    got = inference.predict(model, tokenizer, cases.head(1), dictionary={"X9999"})
+    assert got["predicted"].tolist() == ["X9999"]
+
+
+def test_the_trie_leaves_only_known_codes(loaded) -> None:
+    _, tokenizer = loaded
+    codes = ["I214", "I219", "S72001A", "I10"]
+    opening = tokenizer("note\n</think>\n<diagnosis>", return_tensors="pt")["input_ids"]
+    trie = inference.code_trie(tokenizer, codes, prompt_width=0)
+    torch.manual_seed(0)
+    for _ in range(40):
+        ids = opening
+        for _ in range(20):
+            ids = torch.cat([ids, trie(ids, torch.randn(1, len(tokenizer))).argmax(-1, keepdim=True)], dim=1)
+            if tokenizer.decode(ids[0]).endswith("</diagnosis>"):
+                break
+        assert prompts.parse(tokenizer.decode(ids[0])).code in codes
+
+
+def test_the_trie_leaves_everything_else_alone(loaded) -> None:
+    _, tokenizer = loaded
+    trie = inference.code_trie(tokenizer, ["I10"], prompt_width=0)
+    scores = torch.randn(1, len(tokenizer))
+    for text in ("the reasoning", "x\n</think>\n<diagnosis>I10</diagnosis>"):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        torch.testing.assert_close(trie(ids, scores.clone()), scores)
+
+
+def test_constrained_answers_of_the_real_model_are_valid(loaded, cases: pd.DataFrame) -> None:
+    model, tokenizer = loaded
+    codes = sorted(icd.normalise(c) for c in synthetic.casebook().codes)
+    got = inference.predict(model, tokenizer, cases.head(4), max_new_tokens=24, valid_codes=codes)
+    assert got["predicted"].dropna().isin(codes).all()
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"samples": 0}, {"samples": 3}])
+def test_bad_sizes_are_refused(loaded, cases: pd.DataFrame, wrong: dict) -> None:
+    with pytest.raises(ValueError, match="must be >= 1"):
+        inference.predict(*loaded, cases, **wrong)

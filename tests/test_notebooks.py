@@ -1,0 +1,38 @@
+"""What the notebooks left, looked at by `make test` after they ran under the offline guard with nbmake."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from helpers import course, runner
+
+pytestmark = pytest.mark.notebooks
+
+
+def test_no_socket_left_the_machine() -> None:
+    record = os.environ.get("ICD_OFFLINE_RECORD")
+    assert record, "the offline guard was not on: run `make test`"
+    noted = Path(record).read_text() if Path(record).exists() else ""
+    assert not noted, f"attempts to reach the network:\n{noted}"
+
+
+@pytest.mark.parametrize("name", course.ARTEFACTS)
+def test_every_artefact_is_whole_and_up_to_date(name: str) -> None:
+    assert not course.why_stale(name), f"{name}: {course.why_stale(name)}"
+
+
+def test_the_table_has_every_row_of_the_contract() -> None:
+    header, rows = runner.table(runner.results())
+    assert [row[0] for row in rows][:5] == list(runner.MODELS.values())[:5]
+    assert rows[-1][0] == runner.MODELS["ideal"]
+    assert all("[" in cell for row in rows[:5] for cell in row[1:4]), "an interval is missing"
+    assert all("classes" in cell for cell in header[1:4])
+
+
+def test_the_report_holds_the_figures() -> None:
+    page = runner.write_report().read_text(encoding="utf-8")
+    figures = list((course.run_dir() / "figures").glob("*.png"))
+    assert figures and page.count("data:image/png;base64,") == len(figures)

@@ -1,0 +1,98 @@
+"""Profiles: the choice, the arithmetic and its messages."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import profiles
+
+TINY = profiles.get("tiny")
+
+
+@pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=lambda p: p.name)
+def test_every_profile_adds_up_and_is_frozen(profile: profiles.Profile) -> None:
+    assert profile.validate() is profile
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        profile.grpo_lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_launch_on_more_devices_is_checked_too(processes: int) -> None:
+    with pytest.raises(ValueError, match=f"x processes x grpo_grad_accum = {64 * processes}"):
+        TINY.validate(processes=processes)
+    dataclasses.replace(TINY, grpo_batch=64 // processes).validate(processes=processes)
+
+
+@pytest.mark.parametrize(("gpu_gb", "name"), [(None, "tiny"), (6, "tiny"), (14.7, "t4"), (23.6, "gpu24"), (79.2, "paper"),
+                                              (139, "paper")])
+def test_the_hardware_chooses(gpu_gb: float | None, name: str) -> None:
+    assert profiles.choose(gpu_gb) == name
+
+
+def test_icd_profile_overrides_and_an_unknown_name_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICD_PROFILE", "t4")
+    assert profiles.current().name == "t4"
+    monkeypatch.setenv("ICD_PROFILE", "huge")
+    with pytest.raises(ValueError, match=r"no profile 'huge'\. Known: tiny .*t4 .*gpu24 .*paper"):
+        profiles.current()
+
+
+def test_without_a_driver_the_choice_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ICD_PROFILE", raising=False)
+    code = ("import os, sys\nreal = os.path.exists\nos.path.exists = lambda p: 'nvidia' not in str(p) and real(p)\n"
+            "from helpers import profiles\nassert profiles.current().name == 'tiny' and 'torch' not in sys.modules")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"grpo_batch": 60}, r"not divisible by grpo_num_generations = 8: make grpo_batch a multiple of 8"),
+    ({"grpo_batch": 16}, r"set grpo_grad_accum = 4"),
+    ({"grpo_num_generations": 1, "grpo_batch": 8}, r"at least 2"),
+    ({"grpo_steps_per_generation": 4, "grpo_save_steps": 10}, r"cycle of 4 steps.*set it to 12"),
+    ({"grpo_batch": 16, "grpo_grad_accum": 4, "grpo_steps_per_generation": 6}, r"must be a multiple of grpo_grad_accum = 4"),
+    ({"grpo_vllm": True}, r"set grpo_4bit = False"),
+    ({"max_note_tokens": 384}, r"set it below max_prompt_tokens = 384"),
+    ({"grpo_max_completion": 100, "max_new_tokens": 96}, r"set it to 96 or less"),
+    ({"traces_share": 0.0}, r"traces_share = 0.0 must lie"),
+])
+def test_what_does_not_add_up_is_refused_with_the_fix(change: dict, message: str) -> None:
+    base = dataclasses.replace(TINY, grpo_prompts_per_step=8, grpo_num_generations=8, grpo_batch=64, grpo_grad_accum=1,
+                               max_note_tokens=256, max_prompt_tokens=384, max_new_tokens=96, grpo_max_completion=64)
+    base.validate()
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(base, **change).validate()
+
+
+@given(prompts=st.integers(1, 16), group=st.integers(2, 16), accum=st.sampled_from([1, 2, 4, 8]),
+       cycle=st.integers(1, 4), saves=st.integers(1, 10))
+def test_what_validate_lets_pass_trl_takes(prompts: int, group: int, accum: int, cycle: int, saves: int) -> None:
+    batch, rest = divmod(prompts * group, accum)
+    profile = dataclasses.replace(TINY, grpo_prompts_per_step=prompts, grpo_num_generations=group, grpo_batch=batch or 1,
+                                  grpo_grad_accum=accum, grpo_steps_per_generation=accum * cycle,
+                                  grpo_save_steps=saves * cycle)
+    if rest or not batch:
+        with pytest.raises(ValueError):
+            profile.validate()
+    else:
+        profile.validate()
+        assert batch * accum * cycle % group == 0  # generation_batch_size divisible by num_generations
+
+
+def test_measured_times_never_make_an_artefact_stale() -> None:
+    faster = dataclasses.replace(TINY, minutes={"03_lora_sft": 1}, peak_gb={"03_lora_sft": 2}, about="another text")
+    for name in ("cases", "sft", "grpo", "predictions"):
+        assert faster.record(name) == TINY.record(name)
+    changed = dataclasses.replace(TINY, grpo_lr=1.0)
+    assert changed.record("sft") == TINY.record("sft") and changed.record("grpo") != TINY.record("grpo")
+
+
+def test_times_are_told_or_said_to_be_unknown() -> None:
+    timed = dataclasses.replace(TINY, minutes={"03_lora_sft": 4.2})
+    assert timed.expected("03_lora_sft") == "about 4 min"
+    assert timed.expected("99_none") == "time not measured"

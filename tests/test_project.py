@@ -1,0 +1,184 @@
+"""The project as a whole: one truth about versions and addresses, nothing of a machine, imports that stay light."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from helpers import __version__, course
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def tracked() -> list[Path]:
+    """Files that are, or would be, in the repository."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [p for p in (ROOT / line for line in listed.stdout.splitlines()) if p.is_file()]
+
+
+def texts() -> list[tuple[Path, str]]:
+    binary = (".png", ".safetensors", ".parquet", ".gz")
+    return [(p, p.read_text(encoding="utf-8")) for p in tracked() if p.suffix not in binary]
+
+
+# ------------------------------------------------------------------------------------------------ versions
+
+
+def test_constraints_are_exact_and_torch_comes_first() -> None:
+    pins = constraints()
+    assert next(iter(pins)) == "torch"
+    assert all(name == canonicalize_name(name) and Version(v).local is None for name, v in pins.items())
+
+
+def test_every_dependency_is_pinned_inside_its_range_with_a_reason() -> None:
+    pins, lines = constraints(), (ROOT / "constraints.txt").read_text().splitlines()
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["lab"], *extras["test"]]:
+        need = Requirement(text)
+        name = canonicalize_name(need.name)
+        assert need.specifier and need.specifier.contains(pins[name]), f"{text}: constraints.txt has {pins[name]}"
+        assert lines[lines.index(f"{name}=={pins[name]}") - 1].startswith("# "), f"{name}: say why it is there"
+
+
+def test_conda_gives_the_same_environment() -> None:
+    # Checked statically: conda itself is not run here.
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *names, pip = conda["dependencies"]
+    assert conda["name"] == PROJECT["name"]
+    python = next(n for n in names if n.startswith("python=")).removeprefix("python=")
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
+    assert f"Programming Language :: Python :: {python}" in PROJECT["classifiers"]
+    assert {n.split("=")[0] for n in names} == {"python", "pip"}  # one resolver, one list of versions
+    assert pip["pip"] == ["-c constraints.txt", f"torch=={constraints()['torch']}", "-e .[lab,test]"]
+
+
+def test_the_makefile_installs_what_the_project_names() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert makefile.count("-c constraints.txt") == 2 and "-e '.[lab,test]'" in makefile
+    assert {"lab", "test", "gpu"} <= set(PROJECT["optional-dependencies"])
+    for target in ("course", "test", "test-slow", "lab", "tiny-base", "clean", "help"):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    assert "make test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_what_colab_needs(tmp_path: Path) -> None:
+    import zipfile
+
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]  # offline too
+    subprocess.run([*pip, "-w", str(tmp_path), str(ROOT)], check=True)
+    wheel = next(tmp_path.glob("*.whl"))
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert __version__ in wheel.name
+    assert {f"helpers/_notebooks/{p.name}" for p in NOTEBOOKS} <= names
+    package = {str(p.relative_to(ROOT)) for p in tracked() if p.is_relative_to(ROOT / "helpers")}
+    assert package <= names, f"left out: {package - names}"
+    assert not [n for n in names if not n.startswith(("helpers/", "deepicd_course-"))]
+
+
+# ---------------------------------------------------------------------------------------- one address
+
+
+def test_the_repository_has_one_address() -> None:
+    address = PROJECT["urls"]["Repository"]
+    assert address == course.REPOSITORY and f"git+{address}" in course.SETUP_CELL
+    owner_repo = address.removeprefix("https://github.com/")
+    for path, text in texts():
+        for found in re.findall(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob", text):
+            assert found == owner_repo, f"{path}: badge of {found}"
+        for found in re.findall(r"git\+https://github\.com/[\w.-]+/[\w.-]+", text):
+            assert found == f"git+{address}", f"{path}: {found}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_notebook_has_its_badge_and_the_common_setup_cell(path: Path) -> None:
+    nb = nbformat.read(path, as_version=4)
+    nbformat.validate(nb)
+    assert course.badge(path.stem) in nb.cells[0].source, f"first cell: add {course.badge(path.stem)}"
+    code = [cell.source for cell in nb.cells if cell.cell_type == "code"]
+    assert code[0] == course.SETUP_CELL, "the first code cell is not course.SETUP_CELL"
+    assert nb.metadata.kernelspec.name == "python3"
+    assert "Research" in "".join(c.source for c in nb.cells) or "research" in "".join(c.source for c in nb.cells)
+
+
+def test_the_badge_opens_the_notebook_on_colab() -> None:
+    at = "https://colab.research.google.com/github/deepicd-course/deepicd-course/blob/main/notebooks/03_lora_sft.ipynb"
+    assert course.badge("03_lora_sft").endswith(f"({at})")
+
+
+# ----------------------------------------------------------------------------------- what must not be there
+
+
+def test_nothing_of_a_machine_stands_in_the_repository() -> None:
+    home = re.compile(r"(?<![\w.])/(?:home|root|Users|workspace|mnt)/[\w.-]+/|[A-Z]:\\Users\\")
+    found = [f"{p.relative_to(ROOT)}: {m.group()}" for p, text in texts() for m in home.finditer(text)]
+    found += [str(p.relative_to(ROOT)) for p, text in texts() if f"{ROOT}/" in text]
+    assert not found
+
+
+def test_no_foreign_code_no_pickles_no_data() -> None:
+    own = Path(__file__).name
+    assert not [p for p, text in texts() if re.search(r"trust_remote_code\s*=\s*True", text) and p.name != own]
+    assert not [p for p in tracked() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".parquet", ".gz")]
+    large = {str(p.relative_to(ROOT)): p.stat().st_size for p in tracked() if p.stat().st_size > 8 * 2**20}
+    assert not large, f"over 8 MiB: {large}"
+
+
+def code_lines(source: str) -> int:
+    """Lines that hold code: no blank ones, comments and docstrings."""
+    documented: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            documented |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    quiet = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in quiet]
+    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - documented)
+
+
+def test_helpers_stay_thin() -> None:
+    """The design asks for 2,500 lines; the pictures and the reader of raw files took more. It must not grow further."""
+    lines = {p.name: code_lines(p.read_text()) for p in (ROOT / "helpers").rglob("*.py")}
+    assert sum(lines.values()) < 3600, f"{sum(lines.values())} lines: {lines}"
+
+
+# -------------------------------------------------------------------------------------------------- imports
+
+
+def test_importing_the_course_is_light() -> None:
+    modules = sorted(p.stem for p in (ROOT / "helpers").glob("*.py") if p.stem != "__init__")
+    code = ("import importlib, sys, time\nfrom helpers import course\n"
+            "assert not {'pandas', 'numpy', 'matplotlib'} & set(sys.modules), 'course is heavy'\n"
+            f"for name in {modules}:\n    importlib.import_module('helpers.' + name)\n"
+            "    heavy = {'torch', 'transformers', 'simple_icd_10_cm', 'sklearn'} & set(sys.modules)\n"
+            "    assert not heavy, f'helpers.{name} imports {heavy}: import inside the function'\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_helpers_takes_less_than_a_second() -> None:
+    code = "import time; t = time.process_time(); import helpers, helpers.course; print(time.process_time() - t)"
+    spent = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+                for _ in range(2))
+    assert spent < 1

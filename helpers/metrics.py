@@ -217,6 +217,22 @@ def compare(gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], *, patients
     return out
 
 
+def differences(gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], *, patients: Sequence[Any] | None = None,
+                n_boot: int = 1000, seed: int = 0) -> dict[str, tuple[float, Array]]:
+    """Per level: macro-F1 (`f1_gold`) of b minus a, and its deviations [n_boot] under resampling of patients, as in `compare`.
+
+    The same `seed` draws the same patients, so that several pairs of models can be averaged resample by resample.
+    """
+    levels, out = _levels(gold, a, b), {}
+    units = _units(patients, len(levels["full"].gold))
+    for level, x in levels.items():
+        in_gold = x.counts()[0] > 0
+        f1_a, f1_b = (float(_f1(*x.counts(model))[in_gold].mean()) for model in (0, 1))
+        of_a, of_b = _resample(x, in_gold[None], units, n_boot, seed)
+        out[level] = f1_b - f1_a, of_b[0] - of_a[0]
+    return out
+
+
 def mcnemar(right_a: Sequence[bool], right_b: Sequence[bool]) -> float:
     """McNemar's exact two-sided p-value from two models' correctness on the same cases (Psychometrika 12, 1947)."""
     _same_length(right_a=right_a, right_b=right_b)

@@ -47,6 +47,18 @@ def nf4() -> BitsAndBytesConfig:
     )
 
 
+def keep_memory() -> bool:
+    """On Linux, let glibc keep freed blocks: training on a CPU otherwise hands its large tensors back to the kernel at every
+    step and has each page zeroed again (a third of the time of a tiny model). Returns whether it took effect."""
+    import ctypes
+
+    try:
+        libc = ctypes.CDLL(None)
+        return all([libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1)])  # M_MMAP_MAX, M_TRIM_THRESHOLD
+    except (AttributeError, OSError, TypeError):
+        return False  # another system or another libc
+
+
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Tokenizer with left padding, whose chat template opens the reasoning: its generation prompt ends with `<think>` + newline.
 
@@ -85,6 +97,9 @@ def load(
         kwargs["quantization_config"] = nf4()
     if torch.cuda.is_available():
         kwargs["device_map"] = {"": torch.cuda.current_device()}
+    else:
+        keep_memory()
+        kwargs["attn_implementation"] = "eager"  # at a few hundred tokens faster than torch's fused attention on a CPU
     model = AutoModelForCausalLM.from_pretrained(base_path(source), **kwargs)
     tokenizer = load_tokenizer(source)
     model.config.use_cache = True
@@ -147,6 +162,42 @@ def merge(profile: Any, adapter: str | Path, out_dir: str | Path, *, four_bit: b
     merged.save_pretrained(str(out_dir), safe_serialization=True)
     tokenizer.save_pretrained(str(out_dir))
     return Path(out_dir)
+
+
+def write_card(folder: str | Path, profile: Any, metrics: dict[str, Any], *, model: str, data: str, credentialed: bool) -> Path:
+    """Model card (README.md) of an exported model, filled in from the run: what it is, data, metrics with intervals, limits.
+
+    metrics: metrics.json; model: its key there; data: one line on the training data; credentialed: whether it was MIMIC-IV, which
+    `push` asks for. Raises KeyError where metrics.json does not hold the model.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    template = (Path(__file__).parent / "model_card.md.j2").read_text(encoding="utf-8")
+    card = Path(folder) / "README.md"
+    values = {"profile": profile, "scores": metrics["models"][model], "metrics": metrics, "model": model, "data": data}
+    page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    card.write_text(page.render(**values, credentialed=credentialed, base=base_path(profile.base)), encoding="utf-8")
+    (Path(folder) / "course_export.json").write_text(json.dumps({"model": model, "data": data, "credentialed": credentialed}))
+    return card
+
+
+def push(folder: str | Path, repository: str, *, private: bool = True, allowed_to_share: bool = False) -> str:
+    """Upload an exported model to the Hugging Face hub: a deliberate act, which no notebook does by itself. Returns its address.
+
+    Raises PermissionError for a model trained on credentialed data unless `allowed_to_share` says that you have cleared it
+    with the data use agreement, and ValueError for a folder that was not exported with its card.
+    """
+    export = Path(folder) / "course_export.json"
+    if not export.is_file() or not (Path(folder) / "README.md").is_file():
+        raise ValueError(f"{folder} holds no export with a model card. Make one at the end of 06_hierarchical_f1_analysis.")
+    if json.loads(export.read_text())["credentialed"] and not allowed_to_share:
+        raise PermissionError(f"{folder} was trained on credentialed data, and weights can repeat what they were trained on. The "
+                              "data use agreement forbids sharing it. If you have a permission, say allowed_to_share=True.")
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    return str(api.upload_folder(folder_path=str(folder), repo_id=repository))
 
 
 def tiny_manifest() -> dict[str, Any]:

@@ -22,8 +22,11 @@ here; whether a code exists is for `icd.is_valid`. Time is linear in the complet
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from helpers import icd
 
@@ -59,6 +62,31 @@ def messages(note: str) -> list[dict[str, str]]:
     if not isinstance(note, str) or not note.strip():
         raise ValueError("messages: the note is empty or no text. Drop such cases (mimic.build_cases does).")
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": neutralise(note)}]
+
+
+def read_template(path: str | Path) -> Callable[[str], list[dict[str, str]]]:
+    """`messages` of a prompt file in the released format: CSV with the columns role and content, `{note}` where the note goes.
+
+    A last turn of the assistant that only opens the reasoning is left out: the chat template opens it (models.load_tokenizer).
+    Raises ValueError, with the file, for other columns or roles, or unless exactly one turn has exactly one `{note}`.
+    """
+    with Path(path).open(newline="", encoding="utf-8-sig") as handle:
+        rows = list(csv.DictReader(handle))
+    if not rows or not {"role", "content"} <= set(rows[0]):
+        raise ValueError(f"{path}: the columns role and content are needed (found: {', '.join(rows[0]) if rows else 'no rows'}).")
+    turns = [{"role": (row["role"] or "").strip().lower(), "content": row["content"] or ""} for row in rows]
+    if wrong := sorted({turn["role"] for turn in turns} - {"system", "user", "assistant"}):
+        raise ValueError(f"{path}: role {', '.join(map(repr, wrong))} is none of system, user, assistant.")
+    if turns[-1]["role"] == "assistant" and turns[-1]["content"].strip() in ("", "<think>"):
+        turns.pop()
+    if (found := sum(turn["content"].count("{note}") for turn in turns)) != 1:
+        raise ValueError(f"{path}: {{note}} stands in it {found} times. It must stand once, where the note goes.")
+
+    def fill(note: str) -> list[dict[str, str]]:
+        clean = messages(note)[-1]["content"]  # checked and neutralised as with the course's own prompt
+        return [turn | {"content": turn["content"].replace("{note}", clean)} for turn in turns]
+
+    return fill
 
 
 def answer(think: str, code: str) -> str:

@@ -178,6 +178,29 @@ def posterior(shown: Shown, book: Casebook | None = None) -> np.ndarray:
     return weights / weights.sum()
 
 
+def evidence(code: str, spans: dict[str, str], book: Casebook, most: int) -> tuple[list[str], str]:
+    """The findings among `spans` (id -> words) that speak most for a dotted code, and the one that tells it from its
+    unspecified sibling ("" if it has none).
+
+    Ranked by log P(finding | code) - log P(finding), where that exceeds 0.5; at most `most` of them.
+    """
+    row, index = book.codes.index(code), _likelihoods(book)["index"]
+    marginal = _marginal(book)
+    weight = {name: float(np.log(book.p_finding[row, index[name]] / marginal[index[name]])) for name in spans}
+    cited = sorted((name for name in spans if weight[name] > 0.5), key=weight.__getitem__, reverse=True)[:most]
+    sibling = book.entries[code].get("unspecified")
+    if sibling not in book.codes:
+        return cited, ""
+    other = book.codes.index(sibling)
+    ratio = {name: book.p_finding[row, index[name]] / book.p_finding[other, index[name]] for name in cited}
+    return cited, max(ratio, key=ratio.__getitem__, default="")
+
+
+@lru_cache(maxsize=4)
+def _marginal(book: Casebook) -> np.ndarray:
+    return book.prior @ book.p_finding
+
+
 def ideal_reader(data_dir: str | Path) -> pd.DataFrame:
     """Posterior argmax of every admission of a synthetic hospital, indexed by hadm_id.
 

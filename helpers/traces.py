@@ -12,7 +12,6 @@ import hashlib
 import re
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from helpers import icd, prompts, synthetic
@@ -35,16 +34,8 @@ def template_teacher(note: str, key: str, *, habit: float = HABIT) -> tuple[str,
     belief = synthetic.posterior(shown, book)
     best = int(belief.argmax())
     code = book.codes[best]
-    index = {name: i for i, name in enumerate(book.names)}
-    marginal = book.prior @ book.p_finding
-    weight = {name: float(np.log(book.p_finding[best, index[name]] / marginal[index[name]])) for name in spans}
-    cited = sorted((name for name in spans if weight[name] > 0.5), key=weight.__getitem__, reverse=True)[:MOST_CITED]
+    cited, detail = synthetic.evidence(code, spans, book, MOST_CITED)
     fallback = book.entries[code].get("unspecified")
-    detail = ""
-    if fallback in book.codes:
-        other = book.codes.index(fallback)
-        ratio = {name: book.p_finding[best, index[name]] / book.p_finding[other, index[name]] for name in cited}
-        detail = max(ratio, key=ratio.__getitem__, default="")
     if fallback and int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 16**8 < habit:
         code = fallback
         cited, detail = [name for name in cited if name != detail] or cited, ""
@@ -103,7 +94,7 @@ def from_template(cases: pd.DataFrame, *, habit: float = HABIT) -> pd.DataFrame:
     for case in cases.itertuples():
         think, code = template_teacher(case.note, str(case.hadm_id), habit=habit)
         rows.append((case.hadm_id, think, icd.normalise(code), case.note))
-    return _checked(rows)
+    return checked(rows)
 
 
 def from_model(model: Any, tokenizer: Any, cases: pd.DataFrame, **generation: Any) -> pd.DataFrame:
@@ -113,10 +104,11 @@ def from_model(model: Any, tokenizer: Any, cases: pd.DataFrame, **generation: An
 
     answers = inference.predict(model, tokenizer, cases, **generation)
     notes = dict(zip(cases["hadm_id"], cases["note"], strict=True))
-    return _checked([(a.hadm_id, a.think, a.predicted, notes[a.hadm_id]) for a in answers.itertuples()])
+    return checked([(a.hadm_id, a.think, a.predicted, notes[a.hadm_id]) for a in answers.itertuples()])
 
 
-def _checked(rows: list[tuple[int, str, str | None, str]]) -> pd.DataFrame:
+def checked(rows: list[tuple[int, str, str | None, str]]) -> pd.DataFrame:
+    """The table of traces for rows (hadm_id, think, normalised code or None, note), each one checked."""
     table = [(hadm, think, code, why is None, why) for hadm, think, code, note in rows for why in [check(think, code, note)]]
     return pd.DataFrame(table, columns=list(COLUMNS))
 

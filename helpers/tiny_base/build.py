@@ -25,6 +25,8 @@ from helpers import icd, prompts, synthetic
 HERE = Path(__file__).parent
 HOSPITAL_SEED = 1000  # the course's hospitals have seeds below
 HELD_OUT_SEED = 900
+STEPS = 5000
+EARLY = 0.2  # of the steps
 VOCABULARY = 2560
 CONFIG = {
     "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -45,13 +47,19 @@ VIGNETTES = (
     "In {category} ({cat}), look at the details: {f} speak for {title}, {code}.",
     "{f}: think of {chapter}, then of {category} ({cat}), then of {code}, {title}.",
 )
-
-
-CASE_REPORT = (
-    "Case report. {Who}, {complaint}. {all}. Of note: {key}. What do we think? First of {chapter}, then of {category}."
-    " The detail that decides: {detail}. The diagnosis is {title}, {code}.",
-    "{Who} came with {complaint}: {all}. Findings that matter are {key}. They speak for {chapter}, {cat} {category}."
-    " Detail: {detail}. Diagnosis {code}, {title}.",
+CONFERENCE = (  # what is said of a case, with hindsight, after its admission note has been read out
+    "The conference weighed {key}. First came {chapter}, then {cat} {category}. The detail that decides: {detail}."
+    " In the end it was {code}, {title}.",
+    "What stands out: {key}. It belongs to {chapter}, more closely to {cat} {category}. Detail: {detail}. Coded {code}.",
+    "Of all this, {key} matter most. They speak for {chapter}: {cat} {category}. Telling: {detail}."
+    " Final diagnosis ({code}) {title}.",
+    "Final diagnosis {code}, {title}. In hindsight {key} pointed to {chapter}, {cat} {category};"
+    " {detail} told the siblings apart.",
+    "{Chapter}, because of {key}.\nIn it, {cat} {category}, and by {detail} exactly:\n{code}",
+)
+RECORD = (
+    "<record>\n{fields}\n<category>{cat}</category>\n<icd>{code}</icd>\n</record>",
+    "<record><icd>{code}</icd>\n<title>{title}</title>\n{fields}\n</record>",
 )
 
 
@@ -77,47 +85,63 @@ def _index(rng: np.random.Generator) -> str:
     return "\n".join(lines)
 
 
-def documents(count: int, seed: int, stage: int = 2) -> Iterator[str]:
-    """`count` documents of corpus. Stage 1: three textbook vignettes for one whole discharge summary. Stage 2 adds case
-    reports, which quote from what they have told, records marked up as hospitals exchange them, and pages of an index:
-    a token that a base never saw has an embedding that no adapter above it can tell from others of its kind."""
+def documents(count: int, seed: int, *, early: bool = False) -> Iterator[str]:
+    """`count` documents of corpus: textbook vignettes, whole discharge summaries, admission notes with what a case conference
+    said of them (which quotes from the note), marked-up records, pages of an index. `early`: mostly vignettes, which are
+    short and name their diagnosis at once. A token that a base never saw has an embedding that no adapter above it can tell
+    from others of its kind: so the corpus has the words of the prompt and of the answers, though never in the answer format."""
     book = synthetic.casebook()
     rng = np.random.default_rng([seed, 7])
     rows = synthetic.draw(count, seed, book)
-    u = rng.random(count)
-    kinds = u < 0.25
-    texts = iter(synthetic.summaries([row for row, whole in zip(rows, kinds, strict=True) if whole], seed, book=book))
-    for row, whole, kind in zip(rows, kinds, u, strict=True):
+    kinds = rng.choice(len(KINDS), size=count, p=[share[0 if early else 1] for share in KINDS.values()])
+    told = [row for row, kind in zip(rows, kinds, strict=True) if kind < 2]
+    texts = iter(synthetic.summaries(told, seed, book=book))
+    for row, kind in zip(rows, (list(KINDS)[i] for i in kinds), strict=True):
         code, title = row["code"], icd.title(row["code"]) or row["code"]
-        if whole:
+        category = icd.category(code) or ""
+        names = {
+            "who": "a man" if row["sex"] == "M" else "a woman", "title": title, "code": code, "cat": category,
+            "category": icd.title(category), "chapter": icd.chapter_short(icd.chapter(code) or 22),
+        }  # fmt: skip
+        if kind == "summary":
             text = next(texts).strip()
             yield text.replace(f"\n{title}\n", f"\n{title} ({code})\n") if rng.random() < 0.7 else text
-            continue
-        own = [name for name in row["drawn"] if name in book.entries[code]["findings"]] or row["drawn"][:3]
-        words = {name: str(rng.choice(book.findings[name]["phrases"])) for name in dict.fromkeys([*row["drawn"], *own])}
-        said = [words[own[i]] for i in rng.permutation(len(own))][:7] or ["no complaint"]
-        names = {
-            "who": "a man" if row["sex"] == "M" else "a woman", "f": ", ".join(said), "title": title, "code": code,
-            "cat": icd.category(code), "category": icd.title(icd.category(code) or ""),
-            "chapter": icd.chapter_short(icd.chapter(code) or 22),
-        }  # fmt: skip
-        complaint = row["complaint"] or "feeling unwell"
-        if stage == 1 or kind > 0.75:
-            text = str(rng.choice(VIGNETTES)).format(**names)
-        elif kind < 0.35:
-            text = _index(rng)
-        elif kind < 0.45:
-            fields = {"sex": row["sex"], "complaint": complaint}
+        elif kind == "conference":
+            yield _conference(next(texts), names, rng, book)
+        elif kind == "index":
+            yield _index(rng)
+        else:
+            own = [name for name in row["drawn"] if name in book.entries[code]["findings"]] or row["drawn"][:3]
+            words = {name: str(rng.choice(book.findings[name]["phrases"])) for name in dict.fromkeys([*row["drawn"], *own])}
+            if kind == "vignette":
+                said = [words[own[i]] for i in rng.permutation(len(own))][:7] or ["no complaint"]
+                text = str(rng.choice(VIGNETTES)).format(**names, f=", ".join(said))
+                yield text[0].upper() + text[1:]
+                continue
+            fields = {"sex": row["sex"], "complaint": row["complaint"] or "none"}
             for name in synthetic.SECTIONS:
                 fields[name] = "; ".join(words[f] for f in row["drawn"] if book.findings[f]["section"] == name) or "none"
-            chosen = [(name, fields[name]) for name in fields if rng.random() < 0.6]
-            text = "\n".join(["<record>", *(f"<{name}>{said}</{name}>" for name, said in chosen), "</record>"])
-        else:
-            text = str(rng.choice(CASE_REPORT)).format(
-                **names, Who=names["who"].capitalize(), complaint=complaint, all=", ".join(words.values()) or "nothing else",
-                key="; ".join(said[:4]), detail=said[0] if rng.random() < 0.7 else "none",
-            )  # fmt: skip
-        yield text if text.startswith(("<", "n", "d", "t")) else text[0].upper() + text[1:]
+            marked = "\n".join(f"<{name}>{said}</{name}>" for name, said in fields.items() if rng.random() < 0.6)
+            yield str(rng.choice(RECORD)).format(**names, fields=marked)
+
+
+KINDS = {  # share of the documents: early, and afterwards
+    "summary": (0.08, 0.06), "conference": (0.25, 0.67), "vignette": (0.57, 0.17), "record": (0.05, 0.06), "index": (0.05, 0.04),
+}  # fmt: skip
+
+
+def _conference(summary: str, names: dict[str, str | None], rng: np.random.Generator, book: synthetic.Casebook) -> str:
+    """An admission note, and a paragraph that quotes the findings in it that speak most for the diagnosis."""
+    from helpers import notes
+
+    note = notes.admission_note(summary)
+    spans = {name: note[a:b] for name, present, a, b in reversed(synthetic.read_findings(note, book)) if present}
+    if not note:
+        return summary.strip()
+    cited, detail = synthetic.evidence(str(names["code"]), spans, book, int(rng.integers(2, 5)))
+    key = "; ".join(spans[name] for name in cited) or "nothing specific"
+    text = str(rng.choice(CONFERENCE)).format(**names, Chapter=names["chapter"], key=key, detail=spans.get(detail, "none"))
+    return f"{note}\n\n{text}"
 
 
 def labelled_notes(count: int, seed: int = HOSPITAL_SEED) -> tuple[list[str], list[str]]:
@@ -188,38 +212,26 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def build(
-    out: Path, *, steps: tuple[int, int], seed: int = 0, threads: int = 2, batch_tokens: int = 4096,
-    start_from: Path | None = None,
-) -> None:
-    """Train tokenizer and model, in two stages of so many batches; write weights (bf16), log and manifest.
+def build(out: Path, *, steps: int, seed: int = 0, threads: int = 2, batch_tokens: int = 4096) -> None:
+    """Train tokenizer and model over so many batches of documents; write weights (bf16), log and manifest.
 
-    Stage 1 learns the language of the hospitals; stage 2 goes on from its weights, rounded to bf16, with case reports and
-    marked-up records among the documents, and with both tokens that can end a text. `start_from`: a finished stage 1.
+    Documents of the early mix for the first EARLY of the steps. Texts end with either of the two tokens that can end one.
     """
     import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from helpers import models
 
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
+    models.keep_memory()
     out.mkdir(parents=True, exist_ok=True)
-    if start_from is None:
-        tokenizer = train_tokenizer(out, list(documents(6000, HOSPITAL_SEED - 1, 1)))
-        end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        model = Qwen2ForCausalLM(Qwen2Config(**CONFIG, bos_token_id=None, eos_token_id=end, pad_token_id=end))
-        log = _train(model, tokenizer, 1, steps[0], seed, 2e-3, batch_tokens)
-        model.to(torch.bfloat16).save_pretrained(str(out / "stage1"), safe_serialization=True)
-        tokenizer.save_pretrained(str(out / "stage1"))
-        _write_log(out / "stage1", log)
-        start_from = out / "stage1"
-    tokenizer = AutoTokenizer.from_pretrained(str(start_from))
-    tokenizer.save_pretrained(str(out))
-    model = Qwen2ForCausalLM.from_pretrained(str(start_from), dtype=torch.float32)
-    with (start_from / "training_log.csv").open() as handle:
-        log = [{"stage": 1} | row for row in csv.DictReader(handle)]
-    log += _train(model, tokenizer, 2, steps[1], seed, 1e-3, batch_tokens)
-    # The chat ends its turns with <|im_end|>, documents with <|endoftext|>: generation stops at either.
+    tokenizer = train_tokenizer(out, [*documents(3000, HOSPITAL_SEED - 1, early=True), *documents(3000, HOSPITAL_SEED - 2)])
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    model = Qwen2ForCausalLM(Qwen2Config(**CONFIG, bos_token_id=None, eos_token_id=end, pad_token_id=end))
+    model.set_attn_implementation("eager")  # on a CPU faster than the fused kernel at these lengths
+    log = _train(model, tokenizer, steps, seed, 2e-3, batch_tokens, out)
+    # The chat ends its turns with <|im_end|>, documents with <|endoftext|>: generation stops at either.
     model = model.to(torch.bfloat16)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
     model.generation_config.pad_token_id = end
@@ -228,14 +240,13 @@ def build(
     _write_log(out, log)
     files = ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json",
              "generation_config.json", "training_log.csv"]  # fmt: skip
-    per_stage = [[row for row in log if int(row["stage"]) == stage] for stage in (1, 2)]
     manifest = {
-        "command": f"python -m helpers.tiny_base.build --steps {steps[0]} {steps[1]} --seed {seed}",
+        "command": f"python -m helpers.tiny_base.build --steps {steps} --seed {seed}",
         "held_out_perplexity": round(perplexity(model.float(), tokenizer, held_out()), 3),
-        "minutes": round(sum(float(rows[-1]["minutes"]) for rows in per_stage), 1),
+        "minutes": log[-1]["minutes"],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens_seen": sum(int(rows[-1]["tokens"]) for rows in per_stage),
-        "documents": sum(int(rows[-1]["documents"]) for rows in per_stage),
+        "tokens_seen": log[-1]["tokens"],
+        "documents": log[-1]["documents"],
         "first_hospital_seed": HOSPITAL_SEED,
         "casebook_sha256": synthetic.casebook().sha256,
         "generator_sha256": fingerprint(),
@@ -253,23 +264,42 @@ def _write_log(out: Path, log: list[dict]) -> None:
         writer.writerows(log)
 
 
-def _train(model, tokenizer, stage: int, steps: int, seed: int, lr: float, batch_tokens: int) -> list[dict]:
-    """AdamW on documents of ever new hospitals; the rate is constant for 30 % of the steps, then falls to zero."""
+def named_right(model, tokenizer, count: int = 64) -> float:
+    """Share of unseen admission notes after which the model, asked as a conference would be, names the right code."""
     import torch
 
-    rng = np.random.default_rng([seed, 7 + stage])
-    ends = [tokenizer.convert_tokens_to_ids("<|endoftext|>"), tokenizer.eos_token_id][:stage]
+    from helpers import notes
+
+    rows = synthetic.draw(count, HELD_OUT_SEED + 1)
+    right = 0
+    model.eval()
+    for row, text in zip(rows, synthetic.summaries(rows, HELD_OUT_SEED + 1), strict=True):
+        prompt = f"{notes.admission_note(text)}\n\nFinal diagnosis"
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        with torch.no_grad():
+            told = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        right += row["code"] in tokenizer.decode(told[0, ids.shape[1] :])
+    model.train()
+    return right / count
+
+
+def _train(model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int, out: Path) -> list[dict]:
+    """AdamW on documents of ever new hospitals; the rate is constant for 40 % of the steps, then falls to zero."""
+    import torch
+
+    rng = np.random.default_rng([seed, 7])
+    ends = [tokenizer.convert_tokens_to_ids("<|endoftext|>"), tokenizer.eos_token_id]
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
     log: list[dict] = []
-    started, seen, document_count, hospital = time.time(), 0, 0, HOSPITAL_SEED + 1000 * (stage - 1)
+    started, seen, document_count, hospital, losses = time.time(), 0, 0, HOSPITAL_SEED, []
     queue: list[list[list[int]]] = []
     model.train()
     for step in range(steps):
         if not queue:  # the next hospital: documents of like length go into one batch
-            texts = list(documents(4000, hospital, stage))
+            texts = list(documents(4000, hospital, early=step < EARLY * steps))
             hospital, document_count = hospital + 1, document_count + len(texts)
             encoded = sorted(([*ids[:767], int(rng.choice(ends))] for ids in tokenizer(texts)["input_ids"]), key=len)
             batch: list[list[int]] = []
@@ -285,7 +315,7 @@ def _train(model, tokenizer, stage: int, steps: int, seed: int, lr: float, batch
         ids = torch.tensor([row + [ends[0]] * (width - len(row)) for row in batch])
         labels = torch.tensor([row + [-100] * (width - len(row)) for row in batch])
         for group in optimizer.param_groups:
-            falling = 1.0 if step < 0.3 * steps else max(0.02, (1 - step / steps) / 0.7)
+            falling = 1.0 if step < 0.4 * steps else max(0.02, (1 - step / steps) / 0.6)
             group["lr"] = lr * min(1.0, (step + 1) / 100) * falling
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(input_ids=ids, labels=labels).loss
@@ -294,10 +324,14 @@ def _train(model, tokenizer, stage: int, steps: int, seed: int, lr: float, batch
         optimizer.step()
         optimizer.zero_grad()
         seen += int((labels >= 0).sum())
-        if (step + 1) % 25 == 0:
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0:
             minutes = round((time.time() - started) / 60, 2)
-            log.append({"stage": stage, "step": step + 1, "minutes": minutes, "tokens": seen, "documents": document_count,
-                        "loss": round(loss.item(), 4)})  # fmt: skip
+            log.append({"step": step + 1, "minutes": minutes, "tokens": seen, "documents": document_count,
+                        "loss": round(float(np.mean(losses[-50:])), 4), "named_right": ""})  # fmt: skip
+            if (step + 1) % 500 == 0 or step + 1 == steps:
+                log[-1]["named_right"] = round(named_right(model, tokenizer), 3)
+                _write_log(out, log)
             print(log[-1], flush=True)
     return log
 
@@ -305,12 +339,11 @@ def _train(model, tokenizer, stage: int, steps: int, seed: int, lr: float, batch
 def main() -> None:
     parser = argparse.ArgumentParser(description="Rebuild the tiny base from nothing.")
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--steps", type=int, nargs=2, default=(2000, 400), help="batches of stage 1 and stage 2")
+    parser.add_argument("--steps", type=int, default=STEPS, help="batches of about 4,096 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--start-from", type=Path, help="a finished stage 1, to train stage 2 alone")
     args = parser.parse_args()
-    build(args.out, steps=tuple(args.steps), seed=args.seed, threads=args.threads, start_from=args.start_from)
+    build(args.out, steps=args.steps, seed=args.seed, threads=args.threads)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,264 @@
+"""The study of rewards: arms x seeds, each in a folder of its own, resumable. `python -m helpers.study run|show` (`make study`).
+
+Question, fixed before the runs: full-code macro-F1 of SFT + GRPO with the hierarchical reward, minus SFT alone. Each seed has
+its own split of the patients, its own traces, SFT and GRPO; all arms answer the cases of one hospital that nothing else sees. A
+sceptic's arms spend the same labels on supervised training instead. What is finished is kept as a column of
+results/study/predictions.csv and a training log beside it; what was interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from helpers import course, inference, metrics, mimic, models, profiles, prompts, rewards, synthetic, traces
+
+RESULTS = Path(__file__).parent.parent / "results" / "study"
+TEST_SEED, TEST_ADMISSIONS = 50, 4900  # of the study's own test hospital: at least 4,000 cases after the funnel
+CODE_ALONE = "The code alone."  # reasoning of the arm that is taught codes without reasons
+MARGIN = -0.02  # "no loss" at category and chapter
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm starts from (another arm's adapter, or the base), and what it is taught by."""
+
+    about: str
+    start: str | None = None
+    rewards: tuple[str, ...] = ()  # GRPO with these; none: SFT
+    weights: tuple[float, ...] = ()
+    taught: str = "traces"  # SFT on: traces (of half the cases), codes (of all), own (traces and the start's own right answers)
+    habit: float = traces.HABIT
+    core: bool = True
+    longer: float = 1.0  # times the profile's SFT steps
+
+
+ARMS = {
+    "sft": Arm("SFT on the traces of half of the cases"),
+    "grpo": Arm("SFT, then GRPO with the hierarchical reward", "sft", ("format_reward", "hierarchical_reward"), (0.1, 1.0)),
+    "grpo-strict": Arm("SFT, then GRPO that pays the exact code alone", "sft", ("format_reward", "exact_reward"), (0.1, 1.0)),
+    "sft-codes": Arm("supervised on the codes of all cases, without reasons", taught="codes"),
+    "sft-own": Arm("rejection sampling: SFT on the traces and on the SFT model's own right answers", "sft", taught="own"),
+    "sft-longer": Arm("SFT with twice the steps", longer=2.0, core=False),
+    "grpo-prefix": Arm("GRPO that pays the common prefix", "sft", ("format_reward", "prefix_reward"), (0.1, 1.0), core=False),
+    "grpo-released": Arm("GRPO with the released reward", "sft", ("deepicd_reward",), (1 / 60,), core=False),
+    "grpo-grounded": Arm("GRPO, hierarchical and grounding rewards", "sft",
+                         ("format_reward", "hierarchical_reward", "grounding_reward"), (0.1, 1.0, 0.2), core=False),
+    "sft-no-habit": Arm("SFT, the teacher without its habit", habit=0.0, core=False),
+    "grpo-no-habit": Arm("GRPO after the teacher without its habit", "sft-no-habit", ("format_reward", "hierarchical_reward"),
+                         (0.1, 1.0), core=False),
+    "grpo-zero": Arm("GRPO without SFT", rewards=("format_reward", "hierarchical_reward"), weights=(0.1, 1.0), core=False),
+}  # fmt: skip
+
+
+def folder() -> Path:
+    """Where the study's adapters and checkpoints live: `study` beside the runs."""
+    return course.run_dir().parent / "study"
+
+
+def hospitals() -> tuple[Path, Path]:
+    """Data folders of the course's hospital and of the study's test hospital, made if missing."""
+    made = []
+    for name, admissions, seed in (("train", profiles.get("tiny").admissions, 0), ("test", TEST_ADMISSIONS, TEST_SEED)):
+        path = folder() / f"hospital-{name}"
+        if not path.is_dir():
+            synthetic.write_hospital(path, admissions=admissions, seed=seed)
+        made.append(path)
+    return made[0], made[1]
+
+
+def test_cases() -> pd.DataFrame:
+    """All cases of the test hospital; its patients share nothing with the course's but the casebook."""
+    return mimic.build_cases(hospitals()[1], seed=0)
+
+
+def training_cases(seed: int) -> pd.DataFrame:
+    """The course's training cases under this seed's split of the patients."""
+    cases = mimic.build_cases(hospitals()[0], seed=seed)
+    return cases[cases["split"] == "train"].reset_index(drop=True)
+
+
+def _traces(cases: pd.DataFrame, arm: Arm, profile: profiles.Profile, seed: int, start: Path | None) -> pd.DataFrame:
+    half = cases.sample(frac=profile.traces_share, random_state=seed)
+    if arm.taught == "codes":
+        return traces.checked([(c.hadm_id, CODE_ALONE, c.code, c.note) for c in cases.itertuples()])
+    taught = traces.from_template(half, habit=arm.habit)
+    if arm.taught == "own":  # four answers to each case without a trace; of the right ones, the first
+        others = cases[~cases["hadm_id"].isin(half["hadm_id"])]
+        model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit)
+        said = _answers(model, tokenizer, others, profile, samples=4, temperature=1.0, batch_size=16)
+        said = said.merge(others[["hadm_id", "code", "note"]], on="hadm_id")
+        well = [prompts.parse(text).is_well_formed for text in said["completion"]]
+        right = said[(said["predicted"] == said["code"]) & well].drop_duplicates("hadm_id")
+        own = [(c.hadm_id, c.think, c.code, True, None) for c in right.itertuples()]
+        taught = pd.concat([taught, pd.DataFrame(own, columns=list(traces.COLUMNS))], ignore_index=True)
+    return taught
+
+
+def _answers(model: Any, tokenizer: Any, cases: pd.DataFrame, profile: profiles.Profile, **options: Any) -> pd.DataFrame:
+    limits = {"max_new_tokens": profile.max_new_tokens, "max_note_tokens": profile.max_note_tokens}
+    watch = {"progress": lambda x: course.progress(x, "answers")}
+    return inference.predict(model, tokenizer, cases, **({"batch_size": 64} | limits | watch | options))
+
+
+def train(name: str, seed: int, out: Path, start: Path | None) -> None:
+    """Train one arm and save its adapter, tokenizer and training_log.csv to `out`, whole or not at all.
+
+    The trainers are configured as in notebooks 03 and 04; a checkpoint left beside `out` is gone on from.
+    """
+    import torch
+    from peft import LoraConfig
+    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+    arm, profile, work = ARMS[name], profiles.get("tiny"), out.with_name(f".{out.name}.work")
+    cases, common = training_cases(seed), {
+        "output_dir": str(work), "report_to": "none", "disable_tqdm": True, "seed": seed, "bf16": False,
+        "gradient_checkpointing": False, "dataloader_pin_memory": torch.cuda.is_available(), "save_total_limit": 1,
+    }  # fmt: skip
+    lora = LoraConfig(r=profile.sft_lora_r, lora_alpha=profile.sft_lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    if arm.rewards:
+        model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit, trainable=True)
+        config = GRPOConfig(
+            **common, max_steps=profile.grpo_steps, per_device_train_batch_size=profile.grpo_batch,
+            gradient_accumulation_steps=profile.grpo_grad_accum, num_generations=profile.grpo_num_generations,
+            max_completion_length=profile.grpo_max_completion, temperature=profile.grpo_temperature,
+            learning_rate=profile.grpo_lr, lr_scheduler_type="constant_with_warmup", warmup_steps=profile.grpo_warmup,
+            beta=profile.grpo_beta, loss_type=profile.grpo_loss_type, reward_weights=list(arm.weights), logging_steps=1,
+            save_steps=profile.grpo_save_steps,
+        )  # fmt: skip
+        trainer: Any = GRPOTrainer(
+            model=model, args=config, reward_funcs=[getattr(rewards, r) for r in arm.rewards], processing_class=tokenizer,
+            train_dataset=traces.grpo_dataset(cases, tokenizer, profile.max_note_tokens),
+            callbacks=[course.TrainerProgress(name)], **({} if start else {"peft_config": lora}),
+        )  # fmt: skip
+    else:
+        table = _traces(cases, arm, profile, seed, start)
+        model, tokenizer = models.load(profile)
+        config = SFTConfig(
+            **common, max_steps=round(profile.sft_steps * arm.longer), per_device_train_batch_size=profile.sft_batch,
+            gradient_accumulation_steps=profile.sft_grad_accum, learning_rate=profile.sft_lr, lr_scheduler_type="cosine",
+            warmup_steps=profile.sft_warmup, max_length=profile.max_prompt_tokens + profile.max_new_tokens,
+            train_sampling_strategy="group_by_length", logging_steps=5, save_steps=profile.sft_save_steps,
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            model=model, args=config, train_dataset=traces.sft_dataset(cases, table, tokenizer, profile.max_note_tokens),
+            processing_class=tokenizer, peft_config=lora, callbacks=[course.TrainerProgress(name)],
+        )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    models.float32_adapters(trainer.model)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(work) if work.is_dir() else None)
+    part = out.with_name(f".{out.name}.part")
+    trainer.model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row or "reward" in row])
+    log.to_csv(part / "training_log.csv", index=False)
+    part.rename(out)
+
+
+def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
+    """Every arm of every seed that has no column in predictions.csv yet. Raises ValueError for an unknown arm."""
+    if unknown := [name for name in arms if name not in ARMS]:
+        raise ValueError(f"no arm is called {', '.join(unknown)}. Known: {', '.join(ARMS)}.")
+    profile, cases = profiles.get("tiny"), test_cases()
+    results.mkdir(parents=True, exist_ok=True)
+    table, made = results / "predictions.csv", results / "runs.csv"
+    for seed in seeds:
+        for name in arms:
+            done = pd.read_csv(table, dtype=str) if table.exists() else cases[["subject_id", "hadm_id", "code"]].astype(str)
+            column = f"{name}/{seed}"
+            if column in done:
+                continue
+            started, arm = time.time(), ARMS[name]
+            out, start = folder() / f"seed-{seed}" / name, None
+            if arm.start:
+                start = folder() / f"seed-{seed}" / arm.start
+                if not start.is_dir():
+                    train(arm.start, seed, start, None)
+            print(f"seed {seed}, {name}: {arm.about}", flush=True)
+            if not out.is_dir():
+                train(name, seed, out, start)
+            trained = time.time()
+            model, tokenizer = models.load(profile, out, four_bit=profile.grpo_4bit)
+            said = _answers(model, tokenizer, cases, profile)
+            done[column] = said["predicted"].fillna("NIL").to_numpy()
+            log = pd.read_csv(out / "training_log.csv")
+            minutes = [round((b - a) / 60, 1) for a, b in ((started, trained), (trained, time.time()))]
+            row = {"arm": name, "seed": seed, "steps": int(log["step"].max()), "train_minutes": minutes[0],
+                   "answer_minutes": minutes[1], "usable": said["predicted"].notna().mean()}  # fmt: skip
+            log.to_csv(results / f"log-{name}-{seed}.csv", index=False)
+            course.write(made, (made.read_text() if made.exists() else ",".join(row) + "\n")
+                         + ",".join(map(str, row.values())) + "\n")  # fmt: skip
+            course.write(table, done.to_csv(index=False))  # last: a column counts as done
+    design = {"margin": MARGIN, "test_cases": len(cases), "profile": profile.record("sft") | profile.record("grpo")}
+    course.write(results / "design.json", {"arms": {k: asdict(v) for k, v in ARMS.items()}, **design})
+
+
+def contrast(table: pd.DataFrame, a: str, b: str, *, n_boot: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Arm b minus arm a, per level: macro-F1 difference, 95 % interval, two-sided p, seeds; from predictions.csv (as strings).
+
+    Bootstrap over seeds and patients: each resample draws seeds with replacement and half of the patients without
+    (as `metrics` does), and averages the paired differences over the drawn seeds. Raises ValueError without a common seed.
+    """
+    seeds_a, seeds_b = ({c.split("/")[1] for c in table if c.startswith(f"{arm}/")} for arm in (a, b))
+    seeds = sorted(seeds_a & seeds_b)
+    if not seeds:
+        raise ValueError(f"no seed has both {a} and {b}. Run: python -m helpers.study run --arms {a} {b}")
+    rng, out = np.random.default_rng(seed), {}
+    answers = {(arm, s): [None if v == "NIL" else v for v in table[f"{arm}/{s}"]] for arm in (a, b) for s in seeds}
+    boot = {"patients": [*table["subject_id"]], "n_boot": n_boot, "seed": seed}
+    per_seed = [metrics.differences([*table["code"]], answers[a, s], answers[b, s], **boot) for s in seeds]
+    drawn = rng.integers(0, len(seeds), (n_boot, len(seeds)))
+    for level in metrics.LEVELS:
+        points = np.array([d[level][0] for d in per_seed])
+        strays = np.stack([d[level][1] for d in per_seed])  # seeds x resamples, the same patients for each seed
+        means = (points[drawn] + strays[drawn, np.arange(n_boot)[:, None]]).mean(1)
+        point = float(points.mean())
+        away = means - means.mean()
+        low, high = (float(point + q) for q in np.quantile(away, [0.025, 0.975]))
+        p = (1 + int((np.abs(away) >= abs(point) - 1e-9).sum())) / (1 + n_boot)
+        out[level] = {"f1_gold": point, "ci": [low, high], "p": p, "seeds": len(seeds), "per_seed": points.round(4).tolist()}
+    return out
+
+
+def holm(p: dict[Any, float]) -> dict[Any, float]:
+    """Holm's adjusted p-values (Scandinavian Journal of Statistics 6, 1979): the smallest times m, the next times m - 1, ..."""
+    adjusted, highest = {}, 0.0
+    for rank, key in enumerate(sorted(p, key=p.__getitem__)):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[key]))
+        adjusted[key] = highest
+    return adjusted
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m helpers.study", description=__doc__)
+    parser.add_argument("what", choices=["run", "show"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", nargs="+", default=[name for name, arm in ARMS.items() if arm.core])
+    args = parser.parse_args()
+    try:
+        course.setup()
+        if args.what == "run":
+            run(args.seeds, args.arms)
+        table = pd.read_csv(RESULTS / "predictions.csv", dtype=str)
+        for name in (arm for arm in ARMS if arm != "sft"):
+            if any(c.startswith(f"{name}/") for c in table):
+                for level, d in contrast(table, "sft", name).items():
+                    ends = f"[{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]"
+                    print(f"{name} - sft, {level}: {d['f1_gold']:+.3f} {ends}, p {d['p']:.3f}, seeds {d['per_seed']}")
+        return 0
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

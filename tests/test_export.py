@@ -1,0 +1,75 @@
+"""A trained model leaves the course: merged, with a card filled in from the run; prompt files of others come in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers import models, profiles, prompts
+
+LEVEL = {"f1_gold": 0.4, "ci": [0.3, 0.5], "accuracy": 0.6, "n_classes": 7}
+METRICS = {
+    "models": {"grpo": {"usable": 0.99, **dict.fromkeys(("chapter", "category", "full"), LEVEL)}},
+    "deltas": {"grpo-sft": {"full": {"f1_gold": 0.03, "ci": [-0.01, 0.07]}}},
+    "ceiling": {level: {"accuracy": 0.9} for level in ("chapter", "category", "full")},
+    "environment": {"test_cases": 12, "torch": "2"},
+}
+
+
+def card(folder: Path, **changed) -> str:
+    options = {"model": "grpo", "data": "4,000 synthetic notes", "credentialed": False} | changed
+    return models.write_card(folder, profiles.get("tiny"), METRICS, **options).read_text()
+
+
+def test_the_card_says_what_the_run_found_and_what_it_is_not_for(tmp_path: Path) -> None:
+    text = card(tmp_path)
+    assert "| full | 0.400 | 0.300 to 0.500 | 7 | 0.600 | 0.900 |" in text
+    assert "99.0 %" in text and "+0.030 (-0.010 to +0.070)" in text and "4,000 synthetic notes" in text
+    assert "Never for diagnosis" in text and "template rationales" in text and "credentialed" not in text
+    assert text.startswith("---\nlibrary_name") and "{{" not in text and "Undefined" not in text
+    assert "not known" in models.write_card(
+        tmp_path, profiles.get("t4"), METRICS | {"ceiling": None}, model="grpo", data="MIMIC-IV", credentialed=True).read_text()
+    with pytest.raises(KeyError):
+        card(tmp_path, model="nobody")
+
+
+def test_credentialed_models_are_not_pushed_by_accident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    done = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **options: done.append((name, options)))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **options: done.append(options) or "address")
+    with pytest.raises(ValueError, match="no export"):
+        models.push(tmp_path, "me/mine")
+    card(tmp_path, credentialed=True)
+    with pytest.raises(PermissionError, match="allowed_to_share"):
+        models.push(tmp_path, "me/mine")
+    assert not done
+    assert models.push(tmp_path, "me/mine", allowed_to_share=True) == "address"
+    assert done[0] == ("me/mine", {"private": True, "exist_ok": True}), "private unless told otherwise"
+    assert json.loads((tmp_path / "course_export.json").read_text())["credentialed"] is True
+
+
+def test_a_prompt_file_of_the_released_format(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.csv"
+    path.write_text('role,content\nsystem,"You code, carefully."\nuser,"Note:\n{note}\nWhich code?"\nassistant,<think>\n')
+    fill = prompts.read_template(path)
+    turns = fill("CC: pain {braces} <|im_end|>")
+    assert [turn["role"] for turn in turns] == ["system", "user"], "the chat template opens the reasoning"
+    assert turns[1]["content"] == "Note:\nCC: pain {braces} < |im_end|>\nWhich code?"
+    with pytest.raises(ValueError, match="empty"):
+        fill("  ")
+
+
+@pytest.mark.parametrize(("text", "what"), [
+    ("", "no rows"), ("who,what\nuser,{note}\n", "found: who, what"), ("role,content\nuser,hello\n", "0 times"),
+    ("role,content\nuser,{note} {note}\n", "2 times"), ("role,content\ntool,{note}\n", "'tool'"),
+])  # fmt: skip
+def test_a_prompt_file_that_will_not_do_is_named(tmp_path: Path, text: str, what: str) -> None:
+    path = tmp_path / "prompt.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=what) as caught:
+        prompts.read_template(path)
+    assert "prompt.csv" in str(caught.value)

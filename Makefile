@@ -14,7 +14,7 @@ TEST := $(CURDIR)/build/test
 GUARDED := ICD_PROFILE=tiny ICD_RUNS_DIR=$(TEST)/runs ICD_DATA_DIR=$(TEST)/synthetic FRESH= \
 	PYTHONPATH=$(CURDIR)/tests/offline ICD_OFFLINE_RECORD=$(TEST)/sockets.txt
 
-.PHONY: help setup course test test-slow lint lab tiny-base clean
+.PHONY: help setup course launch test test-slow study lint lab tiny-base clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -37,6 +37,9 @@ setup: $(READY)  ## make .venv with the tested versions (the other targets do it
 course: $(READY)  ## run every notebook on the embedded data, print the table, leave the report
 	@$(PY) -m helpers.course run
 
+launch: $(READY)  ## one notebook on several devices: make launch NB=04_qlora_grpo CONFIG=configs/ddp.yaml
+	@$(PY) -m accelerate.commands.launch --config_file $(CONFIG) -m helpers.course script $(NB)
+
 test: lint  ## linters, unit tests, then every notebook from nothing, with no socket to the outside
 	@rm -rf $(TEST) && mkdir -p $(TEST)
 	$(GUARDED) $(PY) -m pytest -q tests
@@ -46,6 +49,9 @@ test: lint  ## linters, unit tests, then every notebook from nothing, with no so
 test-slow: $(READY)  ## the tests that take minutes: real kills, long trainings
 	@mkdir -p $(TEST)
 	$(GUARDED) $(PY) -m pytest -v -m slow tests
+
+study: $(READY)  ## the study of rewards: five arms, five seeds (hours; goes on where it stopped)
+	@$(PY) -m helpers.study run
 
 lint: $(READY)
 	$(PY) -m ruff check .

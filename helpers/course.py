@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable
@@ -98,6 +99,32 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _from_main(value: Any) -> Any:
+    """What the main process of a launch found, in each process once all have come here; alone, the value itself."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return value
+    from torch import distributed
+
+    box = [value]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def per_device(batch: int, accumulate: int) -> tuple[int, int]:
+    """Batch and accumulation of each process of a launch: a step sees the same number of rows as on one device.
+
+    Raises ValueError where batch x accumulate rows cannot be shared out evenly.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    each, rest = divmod(batch * accumulate, processes)
+    if rest:
+        raise ValueError(f"{batch * accumulate} rows per step cannot be shared among {processes} processes: "
+                         f"launch on a divisor of {batch * accumulate}, or change the batch.")
+    batch = max(b for b in range(1, batch + 1) if each % b == 0)
+    return batch, each // batch
+
+
 def say(text: str) -> None:
     """Print at once, in the main process."""
     if is_main():
@@ -150,8 +177,9 @@ def badge(notebook: str) -> str:
 
 def save_figure(fig: Figure, name: str) -> Figure:
     """Save a figure as figures/<name>.png of the run, for the report; returns it to be shown."""
-    (run_dir() / "figures").mkdir(parents=True, exist_ok=True)
-    fig.savefig(run_dir() / "figures" / f"{name}.png", dpi=150, bbox_inches="tight")
+    if is_main():
+        (run_dir() / "figures").mkdir(parents=True, exist_ok=True)
+        fig.savefig(run_dir() / "figures" / f"{name}.png", dpi=150, bbox_inches="tight")
     return fig
 
 
@@ -268,10 +296,13 @@ class Artefact:
     def commit(self, made: Path | str | None = None) -> Path:
         """Put what was made (by default `tmp` itself) in its place, stamp it and return the place.
 
-        Raises FileNotFoundError where nothing was made, OSError where the disk is full.
+        Of several processes the main one does it, and the others wait. Raises FileNotFoundError where nothing was made,
+        OSError where the disk is full.
         """
         made, aside = Path(made or self.tmp), self.path.with_name(f".{self.path.name}.old")
         if not is_main():
+            shutil.rmtree(self.tmp, ignore_errors=True)
+            self.stale = _from_main(False)
             return self.path
         if not made.exists():
             raise FileNotFoundError(f"{self.name}: nothing at {made}. Write it there before commit().")
@@ -281,20 +312,20 @@ class Artefact:
                 write(made / ".stamp.json", stamp)
             else:
                 _stamp(self.name).unlink(missing_ok=True)
-            if self.path.is_dir():
-                shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
+            if self.path.exists():
                 os.rename(self.path, aside)
-            os.replace(made, self.path)
-            if self.name != "data":
+            if self.name != "data":  # before the move, which is one act: killed on either side of it, nothing is lost
                 write(_stamp(self.name), stamp)
+            os.replace(made, self.path)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise OSError(f"{self.path}: the disk is full. Free some room and run the notebook again: it goes on from "
                           "its last checkpoint.") from error
         for left in (aside, self.tmp, self.work):
-            shutil.rmtree(left, ignore_errors=True)
-        self.stale = False
+            _remove(left)
+        self.stale = _from_main(False)
         self.lock.release(force=True)
         return self.path
 
@@ -302,8 +333,8 @@ class Artefact:
 def artefact(name: str, settings: dict[str, Any] | None = None) -> Artefact:
     """Look whether an artefact is up to date for these settings; if not, prepare to make it, and say why.
 
-    One process at a time makes it: a second one waits and then loads. `work` keeps what an interrupted attempt
-    with the very same inputs left, and is empty otherwise.
+    One process at a time makes it: a second one waits and then loads; those of a launch make it together. `work` keeps
+    what an interrupted attempt with the very same inputs left, and is empty otherwise.
     """
     path, run, settings = _path(name), run_dir(), settings or {}
     job = Artefact(name, path, path.with_name(f".{path.name}.tmp"), run / ".work" / name)
@@ -313,23 +344,32 @@ def artefact(name: str, settings: dict[str, Any] | None = None) -> Artefact:
         if is_main():
             job.lock = _lock(run, name)
         job.reason = why_stale(name, settings) or anew  # again: another process may have made it meanwhile
-        job.stale = bool(job.reason)
-    if not job.stale:
+    if not job.reason:
         if job.lock:
             job.lock.release()
         say(f"{name}: {show(path)} is up to date, loaded")
-        return job
-    job.inputs = _inputs(name, settings)
-    if is_main():
+    elif is_main():
+        job.inputs = _inputs(name, settings)
         mark, now = run / ".work" / f"{name}.key", digest(job.inputs)
+        for half in job.work.glob("checkpoint-*/"):  # its state is what a trainer writes last
+            if not read(half / "trainer_state.json"):
+                shutil.rmtree(half)
         goes_on = mark.is_file() and mark.read_text() == now and job.work.is_dir() and any(job.work.iterdir()) and not anew
         for left in (job.tmp, *(() if goes_on else (job.work,))):
             shutil.rmtree(left, ignore_errors=True)
         job.tmp.mkdir(parents=True)
+        job.work.mkdir(parents=True, exist_ok=True)
         write(mark, now)
         say(f"{name}: making it because {job.reason}" + "; going on from the last checkpoint" * goes_on)
-    job.work.mkdir(parents=True, exist_ok=True)
+    job.reason = _from_main(job.reason)  # the others go by it, once everything is in its place
+    job.stale = bool(job.reason)
+    if job.stale and not is_main():
+        job.tmp = Path(tempfile.mkdtemp(prefix="icd-"))  # what they write is thrown away
     return job
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _lock(run: Path, name: str) -> Any:
@@ -390,10 +430,21 @@ def progress(items: Iterable[Any] | int, label: str) -> tqdm:
 
 
 def TrainerProgress(label: str) -> TrainerCallback:
-    """A callback for a Hugging Face trainer that shows its steps as `progress` does."""
+    """A callback for a Hugging Face trainer that shows its steps as `progress` does.
+
+    It also makes the order of the rows depend on seed and epoch alone: a training that goes on sees what it would have seen,
+    and every process of a launch deals from the same deck. Trainers draw it from the state that the epochs before left.
+    """
+    import torch
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+            rows = train_dataloader.batch_sampler
+            while hasattr(rows, "batch_sampler"):  # accelerate's, which deals them out to the processes
+                rows = rows.batch_sampler
+            rows.sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch or 0))
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.bar = progress(state.max_steps, label)
             self.bar.update(state.global_step)

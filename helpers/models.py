@@ -59,6 +59,32 @@ def keep_memory() -> bool:
         return False  # another system or another libc
 
 
+def unpack_once(model: Any, most: int = 50_000_000) -> int:
+    """On a CPU, let 4-bit layers keep their unpacked weights for passes without gradient (generation); returns how many do.
+
+    A CPU spends most of a token on unpacking: bitsandbytes does it anew at each call, and frozen weights come out the same each
+    time. Passes with gradient go through bitsandbytes as ever. Above `most` parameters none does: a copy is full size.
+    """
+    import bitsandbytes as bnb
+    import torch
+
+    layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    if torch.cuda.is_available() or sum(m.in_features * m.out_features for m in layers) > most:
+        return 0
+    for layer in layers:
+        kept: dict[torch.dtype, torch.Tensor] = {}
+
+        def forward(x: Any, layer: Any = layer, packed: Any = layer.forward, kept: dict = kept) -> Any:
+            if torch.is_grad_enabled():
+                return packed(x)
+            if x.dtype not in kept:
+                kept[x.dtype] = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(x.dtype)
+            return torch.nn.functional.linear(x, kept[x.dtype], layer.bias)
+
+        layer.forward = forward
+    return len(layers)
+
+
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Tokenizer with left padding, whose chat template opens the reasoning: its generation prompt ends with `<think>` + newline.
 
@@ -103,6 +129,8 @@ def load(
     model = AutoModelForCausalLM.from_pretrained(base_path(source), **kwargs)
     tokenizer = load_tokenizer(source)
     model.config.use_cache = True
+    if four_bit:
+        unpack_once(model)
     if adapter is not None:
         from peft import PeftModel
 

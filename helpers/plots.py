@@ -242,10 +242,13 @@ def chapters(cases: pd.DataFrame) -> Figure:
 
 @_drawn
 def note_lengths(lengths: Sequence[int], limit: int | None = None, unit: str = "tokens") -> Figure:
-    """Histogram of the lengths of notes; the title says how many are longer than `limit`, hence truncated."""
+    """Histogram and density of the lengths of notes; the title says how many exceed `limit`, hence are truncated."""
     values = np.asarray(lengths, float)
     fig, ax = plt.subplots(figsize=(WIDTH, 2.9))
-    ax.hist(values, bins=min(60, max(10, int(np.sqrt(len(values))))), color=MID, edgecolor="white", lw=0.4)
+    import seaborn as sns
+
+    bins = min(60, max(10, int(np.sqrt(len(values)))))
+    sns.histplot(x=values, bins=bins, kde=bool(np.ptp(values)), color=MID, alpha=0.8, edgecolor="white", linewidth=0.4, ax=ax)
     marks = [(float(np.median(values)), "median", ":")] + ([(limit, "limit", "--")] if limit is not None else [])
     for x, name, line in marks:
         ax.axvline(x, color="black", lw=1.5, ls=line)

@@ -88,23 +88,27 @@ class Profile:
     def validate(self, *, processes: int = 1) -> Profile:
         """Check batch arithmetic and lengths before a model is loaded; returns the profile itself.
 
-        `processes` is the number of devices. Raises ValueError naming everything that is wrong, each with its fix.
+        `processes` is the number of devices, which share the rows of a step (course.per_device). Raises ValueError naming
+        everything that is wrong, each with its fix.
         """
         n, accum, save = self.grpo_num_generations, self.grpo_grad_accum, self.grpo_save_steps
-        batch, rollouts = self.grpo_batch * processes, self.grpo_prompts_per_step * n
+        batch, rollouts = self.grpo_batch, self.grpo_prompts_per_step * n
         per_generation = self.grpo_steps_per_generation or accum
         cycle = max(1, per_generation // accum)  # optimiser steps fed by one generation
         fix = (f"set grpo_grad_accum = {rollouts // batch}" if rollouts % batch == 0
-               else f"set grpo_batch = {n} and grpo_grad_accum = grpo_prompts_per_step / processes")
+               else f"set grpo_batch = {n} and grpo_grad_accum = grpo_prompts_per_step")
         checks = [  # what must hold, and what to say where it does not
             (n >= 2, "grpo_num_generations must be at least 2: an advantage compares roll-outs of one prompt"),
             (batch * per_generation % max(n, 1) == 0,
-             f"grpo_batch x processes x steps per generation = {batch * per_generation} is not divisible by "
+             f"grpo_batch x steps per generation = {batch * per_generation} is not divisible by "
              f"grpo_num_generations = {n}: make grpo_batch a multiple of {n}"),
             (rollouts == batch * accum, f"grpo_prompts_per_step x grpo_num_generations = {rollouts}, but grpo_batch x "
-             f"processes x grpo_grad_accum = {batch * accum}: {fix}"),
-            (per_generation % accum == 0,
-             f"grpo_steps_per_generation = {per_generation} must be a multiple of grpo_grad_accum = {accum}"),
+             f"grpo_grad_accum = {batch * accum}: {fix}"),
+            *((rows % processes == 0, f"{rows} {what} per step cannot be shared among {processes} processes: launch on "
+               f"a divisor of {rows}") for rows, what in ((rollouts, "roll-outs"),
+                                                          (self.sft_batch * self.sft_grad_accum, "rows of SFT"))),
+            (per_generation % accum == 0 or accum % per_generation == 0,
+             f"grpo_steps_per_generation = {per_generation} must be a multiple or a divisor of grpo_grad_accum = {accum}"),
             (save % cycle == 0, f"grpo_save_steps = {save} is no multiple of the generation cycle of {cycle} steps, "
              f"so a resumed run would repeat prompts: set it to {-(-save // cycle) * cycle}"),
             (not (self.grpo_vllm and self.grpo_4bit), "grpo_vllm needs a 16-bit base: set grpo_4bit = False"),

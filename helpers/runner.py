@@ -1,10 +1,15 @@
-"""`python -m helpers.course run|table|report`: the notebooks in order with progress, then the table and the report."""
+"""`python -m helpers.course run|script|table|report`: the notebooks in order with progress, then the table and the report."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import base64
+import contextlib
+import datetime
+import io
 import json
+import linecache
 import os
 import re
 import signal
@@ -14,6 +19,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,7 @@ from helpers import __version__, course, profiles
 MODELS = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression", "base": "base, not adapted",
           "sft": "SFT", "grpo": "GRPO", "ideal": "ideal reader (ceiling)"}
 LEVELS = {"chapter": "chapter", "category": "category", "full": "full code"}
+LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 
 # ---------------------------------------------------------------------------------------------- notebooks
 
@@ -160,7 +167,7 @@ def execute(notebook: str, display: _Display) -> None:
 
 def _environment(notebook: str = "") -> dict[str, str]:
     """Environment of a kernel: the same places wherever it starts, and no trace of a distributed launch."""
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MPLBACKEND")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCH) and k != "MPLBACKEND"}
     return env | {"ICD_DATA_DIR": str(course.data_dir()), "ICD_RUNS_DIR": str(course.run_dir().parent),
                   "ICD_NOTEBOOKS_DIR": str(course.notebooks_dir()), "ICD_PROFILE": profiles.current().name,
                   "ICD_MAKING": f"{env.get('ICD_MAKING', '')},{notebook}"}
@@ -182,11 +189,53 @@ def run_in_subprocess(notebook: str) -> None:
                            "the cell named there, and run this one again.")
 
 
-def run(only: str | None = None) -> None:
-    """Execute what is not up to date, in order; then print the table and write the report."""
+def _names(only: str | None) -> list[str]:
     names = sorted(path.stem for path in course.notebooks_dir().glob("[0-9][0-9]_*.ipynb"))
     if not names or (only and only not in names):
         raise ValueError(f"{course.notebooks_dir()}: no notebook {only or ''}. There are: {', '.join(names) or 'none'}.")
+    return names
+
+
+def script(notebook: str) -> None:
+    """Run the code cells of a notebook in this process, one of those that `accelerate launch` started; the first one speaks.
+
+    Figures are saved and not shown. Raises ValueError for an unknown notebook, SystemExit where a cell fails.
+    """
+    _names(notebook)
+    os.environ |= {"MPLBACKEND": "agg", "ICD_MAKING": f"{os.environ.get('ICD_MAKING', '')},{notebook}"}
+    with contextlib.redirect_stdout(io.StringIO()):
+        course.setup()  # its switches go before the first import of a library that reads them
+    import torch
+    from accelerate import PartialState
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if cpu := not torch.cuda.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+        PartialState(cpu=cpu, timeout=datetime.timedelta(days=1))  # the others wait while the first makes what is needed
+    cells = json.loads((course.notebooks_dir() / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with contextlib.nullcontext() if course.is_main() else contextlib.redirect_stdout(io.StringIO()):
+        for number, cell in enumerate(cells, 1):
+            if cell["cell_type"] != "code":
+                continue
+            source, name = TransformerManager().transform_cell("".join(cell["source"])), f"{notebook}, cell {number}"
+            linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+            lines = ast.parse(source).body
+            value = [lines.pop()] if lines and isinstance(lines[-1], ast.Expr) else []  # shown, as a notebook does
+            parts = ((ast.Module(lines, []), "exec"), (ast.Interactive(value), "single"))
+            try:
+                for part, mode in parts:
+                    exec(compile(part, name, mode, dont_inherit=True), names)
+            except Exception:
+                traceback.print_exc()
+                raise SystemExit(1) from None
+    PartialState().destroy_process_group()
+
+
+def run(only: str | None = None) -> None:
+    """Execute what is not up to date, in order; then print the table and write the report."""
+    names = _names(only)
     course.check_room(course.run_dir())
     if not only:
         about = f"profile {profiles.current().name}, run folder {course.show(course.run_dir())}"
@@ -271,6 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.course", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="run what is not up to date").add_argument("--only", metavar="NOTEBOOK")
+    commands.add_parser("script", help="run one in this process, under accelerate launch").add_argument("notebook")
     commands.add_parser("table", help="print the table of the run")
     commands.add_parser("report", help="write report.html")
     chosen = parser.parse_args(arguments)
@@ -278,6 +328,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.command == "run":
             run(chosen.only)
+        elif chosen.command == "script":
+            script(chosen.notebook)
         elif chosen.command == "table":
             print_table()
         else:

@@ -136,17 +136,19 @@ def test_nothing_half_written_counts(places: Path, monkeypatch: pytest.MonkeyPat
 
     def dies(a: Path, b: Path) -> None:
         calls.append(b)
-        real(a, b)
         if Path(b) == job.path:
-            raise KeyboardInterrupt  # killed between the rename and the stamp
+            raise KeyboardInterrupt  # killed between the stamp and the move
+        real(a, b)
 
     monkeypatch.setattr(os, "replace", dies)
     with pytest.raises(KeyboardInterrupt):
         job.commit()
     monkeypatch.setattr(os, "replace", real)
-    assert course.why_stale("base") == "it was never finished"
+    assert course.why_stale("base") == "it is not there yet"
     assert make("base").path.is_dir()
     assert not course.why_stale("base")
+    course._stamp("base").unlink()
+    assert course.why_stale("base") == "it was never finished"
 
 
 @pytest.mark.parametrize("harm", ["cut", "lose"])
@@ -157,9 +159,12 @@ def test_a_damaged_artefact_is_made_anew(places: Path, harm: str) -> None:
 
 
 def test_checkpoints_survive_an_interruption_and_not_a_change(places: Path, capsys) -> None:
-    (course.artefact("base", {"lr": 1}).work / "checkpoint-5").mkdir()
+    work = course.artefact("base", {"lr": 1}).work
+    course.write(work / "checkpoint-5" / "trainer_state.json", {"global_step": 5})
+    course.write(work / "checkpoint-10" / "trainer_state.json", '{"global_st')  # killed while it was written
+    (work / "checkpoint-15").mkdir()
     again = course.artefact("base", {"lr": 1})
-    assert (again.work / "checkpoint-5").is_dir()
+    assert [p.name for p in again.work.iterdir()] == ["checkpoint-5"]
     assert "going on from the last checkpoint" in capsys.readouterr().out
     other = course.artefact("base", {"lr": 2})
     assert other.work.is_dir() and not any(other.work.iterdir())

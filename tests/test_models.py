@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers import inference, models, notes, prompts, synthetic
+from helpers import icd, inference, models, notes, prompts, synthetic
 from helpers.tiny_base import build
 
 
@@ -58,6 +59,16 @@ def test_the_corpus_never_shows_the_answer_format_nor_a_patient_of_the_course() 
     assert not re.search(r"</?(think|diagnosis)", corpus)
     assert not re.search(r"<\|im_start\|>", corpus)
     assert models.tiny_manifest()["first_hospital_seed"] >= 1000, "the course's own hospitals have seeds below 100"
+
+
+def test_every_token_of_the_answer_format_occurs_in_the_corpus(tokenizer) -> None:
+    """A token that a base never saw has an embedding that no adapter can raise above the others: greedy decoding may still find
+    it, sampling does not, and GRPO then sees no usable answer."""
+    seen = Counter(i for text in build.documents(3000, build.HOSPITAL_SEED) for i in tokenizer(text)["input_ids"])
+    scaffold = "Findings: \nCirculatory: \nDetail: none.\n</think>\n<diagnosis>I21.4</diagnosis>"
+    scaffold += "".join(f"\n{icd.chapter_short(n)}: " for n in {icd.chapter(code) for code in synthetic.casebook().codes})
+    rare = {tokenizer.decode([i]): seen[i] for i in set(tokenizer(scaffold)["input_ids"]) if seen[i] < 10}
+    assert not rare, f"hardly ever in the corpus: {rare}"
 
 
 def test_the_base_is_a_qwen2_that_nf4_can_hold(tokenizer) -> None:
@@ -132,6 +143,27 @@ def test_nf4_on_this_machine_stays_close_and_its_gradients_are_right(tokenizer, 
     reference = torch.cat([g.flatten() for g in torch.autograd.grad(
         dense(**batch, labels=batch["input_ids"]).loss, [p for p in dense.parameters() if p.requires_grad])])  # fmt: skip
     assert torch.nn.functional.cosine_similarity(before, reference, dim=0) > 0.7
+
+
+def test_unpacking_once_changes_no_answer_and_no_gradient_path(tokenizer, adapter: Path, monkeypatch) -> None:
+    import bitsandbytes as bnb
+
+    batch = tokenizer("CC: chest pain\nHPI: ___ yo M with palpitations.", return_tensors="pt")
+    kept, _ = models.load("tiny", adapter, four_bit=True)
+    assert isinstance(kept.get_base_model().model.layers[0].self_attn.q_proj.base_layer, bnb.nn.Linear4bit)
+    monkeypatch.setattr(models, "unpack_once", lambda model: 0)
+    plain, _ = models.load("tiny", adapter, four_bit=True)
+    with torch.no_grad():
+        torch.testing.assert_close(kept(**batch).logits, plain(**batch).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(kept(**batch).logits, plain(**batch).logits, atol=1e-5, rtol=1e-5)  # from the copy
+    used = []
+    real = bnb.matmul_4bit
+    monkeypatch.setattr(bnb, "matmul_4bit", lambda *a, **k: used.append(1) or real(*a, **k))
+    with torch.no_grad():
+        kept(**batch)
+    assert not used, "generation unpacks again"
+    kept(**batch)
+    assert used, "a pass with gradient goes through bitsandbytes"
 
 
 def test_an_adapter_changes_the_output_and_an_empty_one_is_noticed(tokenizer, adapter: Path, tmp_path: Path) -> None:

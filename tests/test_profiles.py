@@ -22,11 +22,14 @@ def test_every_profile_adds_up_and_is_frozen(profile: profiles.Profile) -> None:
         profile.grpo_lr = 1.0  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=lambda p: p.name)
 @pytest.mark.parametrize("processes", [2, 4])
-def test_a_launch_on_more_devices_is_checked_too(processes: int) -> None:
-    with pytest.raises(ValueError, match=f"x processes x grpo_grad_accum = {64 * processes}"):
-        TINY.validate(processes=processes)
-    dataclasses.replace(TINY, grpo_batch=64 // processes).validate(processes=processes)
+def test_a_launch_on_more_devices_is_checked_too(profile: profiles.Profile, processes: int) -> None:
+    assert profile.validate(processes=processes) is profile
+    odd = "64 roll-outs per step cannot be shared among 3 processes.*\n.* 16 rows of SFT"
+    with pytest.raises(ValueError, match=odd):
+        dataclasses.replace(TINY, grpo_prompts_per_step=8, grpo_num_generations=8, grpo_batch=64, sft_batch=16).validate(
+            processes=3)
 
 
 @pytest.mark.parametrize(("gpu_gb", "name"), [(None, "tiny"), (6, "tiny"), (14.7, "t4"), (23.6, "gpu24"), (79.2, "paper"),

@@ -121,7 +121,9 @@ def documents(count: int, seed: int, *, early: bool = False) -> Iterator[str]:
             fields = {"sex": row["sex"], "complaint": row["complaint"] or "none"}
             for name in synthetic.SECTIONS:
                 fields[name] = "; ".join(words[f] for f in row["drawn"] if book.findings[f]["section"] == name) or "none"
-            marked = "\n".join(f"<{name}>{said}</{name}>" for name, said in fields.items() if rng.random() < 0.6)
+            named = str.capitalize if rng.random() < 0.5 else str  # with <hpi> alone, `<` would always be part of a longer token
+            shown = [(named(name), said) for name, said in fields.items() if rng.random() < 0.6]
+            marked = "\n".join(f"<{name}>{said}</{name}>" for name, said in shown)
             yield str(rng.choice(RECORD)).format(**names, fields=marked)
 
 
@@ -212,13 +214,16 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def build(out: Path, *, steps: int, seed: int = 0, threads: int = 2, batch_tokens: int = 4096) -> None:
+def build(
+    out: Path, *, steps: int, seed: int = 0, threads: int = 2, batch_tokens: int = 4096, go_on_from: Path | None = None
+) -> None:
     """Train tokenizer and model over so many batches of documents; write weights (bf16), log and manifest.
 
     Documents of the early mix for the first EARLY of the steps. Texts end with either of the two tokens that can end one.
+    go_on_from: a finished base, whose training goes on at a quarter of the rate, with the same tokenizer and new documents.
     """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     from helpers import models
 
@@ -226,11 +231,24 @@ def build(out: Path, *, steps: int, seed: int = 0, threads: int = 2, batch_token
     torch.set_num_threads(threads)
     models.keep_memory()
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(out, [*documents(3000, HOSPITAL_SEED - 1, early=True), *documents(3000, HOSPITAL_SEED - 2)])
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    model = Qwen2ForCausalLM(Qwen2Config(**CONFIG, bos_token_id=None, eos_token_id=end, pad_token_id=end))
+    before: list[dict] = []
+    if go_on_from is None:
+        corpus = [*documents(3000, HOSPITAL_SEED - 1, early=True), *documents(3000, HOSPITAL_SEED - 2)]
+        tokenizer = train_tokenizer(out, corpus)
+        end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        model = Qwen2ForCausalLM(Qwen2Config(**CONFIG, bos_token_id=None, eos_token_id=end, pad_token_id=end))
+        command = f"--steps {steps} --seed {seed}"
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(str(go_on_from))
+        tokenizer.save_pretrained(str(out))
+        end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        model = Qwen2ForCausalLM.from_pretrained(str(go_on_from), dtype=torch.float32)
+        earlier = json.loads((go_on_from / "manifest.json").read_text())["command"].partition("build ")[2]
+        command = f"{earlier}, then --go-on-from it --steps {steps} --seed {seed}"
+        with (go_on_from / "training_log.csv").open() as handle:
+            before = list(csv.DictReader(handle))
     model.set_attn_implementation("eager")  # on a CPU faster than the fused kernel at these lengths
-    log = _train(model, tokenizer, steps, seed, 2e-3, batch_tokens, out)
+    log = _train(model, tokenizer, steps, seed, 2e-3 if go_on_from is None else 5e-4, batch_tokens, out, before)
     # The chat ends its turns with <|im_end|>, documents with <|endoftext|>: generation stops at either.
     model = model.to(torch.bfloat16)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
@@ -241,7 +259,7 @@ def build(out: Path, *, steps: int, seed: int = 0, threads: int = 2, batch_token
     files = ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json",
              "generation_config.json", "training_log.csv"]  # fmt: skip
     manifest = {
-        "command": f"python -m helpers.tiny_base.build --steps {steps} --seed {seed}",
+        "command": f"python -m helpers.tiny_base.build {command}",
         "held_out_perplexity": round(perplexity(model.float(), tokenizer, held_out()), 3),
         "minutes": log[-1]["minutes"],
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -283,8 +301,13 @@ def named_right(model, tokenizer, count: int = 64) -> float:
     return right / count
 
 
-def _train(model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int, out: Path) -> list[dict]:
-    """AdamW on documents of ever new hospitals; the rate is constant for 40 % of the steps, then falls to zero."""
+def _train(
+    model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int, out: Path, before: list[dict]
+) -> list[dict]:
+    """AdamW on documents of ever new hospitals; the rate is constant for 40 % of the steps, then falls to zero.
+
+    Returns the log, which goes on from `before`, the log of an earlier training.
+    """
     import torch
 
     rng = np.random.default_rng([seed, 7])
@@ -293,13 +316,14 @@ def _train(model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int
     rest = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
-    log: list[dict] = []
-    started, seen, document_count, hospital, losses = time.time(), 0, 0, HOSPITAL_SEED, []
+    last = before[-1] if before else {"step": 0, "minutes": 0, "tokens": 0, "documents": 0}
+    seen, document_count, losses, log = int(last["tokens"]), int(last["documents"]), [], [*before]
+    started, hospital = time.time() - 60 * float(last["minutes"]), HOSPITAL_SEED + document_count // 4000
     queue: list[list[list[int]]] = []
     model.train()
     for step in range(steps):
         if not queue:  # the next hospital: documents of like length go into one batch
-            texts = list(documents(4000, hospital, early=step < EARLY * steps))
+            texts = list(documents(4000, hospital, early=not before and step < EARLY * steps))
             hospital, document_count = hospital + 1, document_count + len(texts)
             encoded = sorted(([*ids[:767], int(rng.choice(ends))] for ids in tokenizer(texts)["input_ids"]), key=len)
             batch: list[list[int]] = []
@@ -327,7 +351,7 @@ def _train(model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
             minutes = round((time.time() - started) / 60, 2)
-            log.append({"step": step + 1, "minutes": minutes, "tokens": seen, "documents": document_count,
+            log.append({"step": int(last["step"]) + step + 1, "minutes": minutes, "tokens": seen, "documents": document_count,
                         "loss": round(float(np.mean(losses[-50:])), 4), "named_right": ""})  # fmt: skip
             if (step + 1) % 500 == 0 or step + 1 == steps:
                 log[-1]["named_right"] = round(named_right(model, tokenizer), 3)
@@ -342,8 +366,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="batches of about 4,096 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--go-on-from", type=Path, help="a finished base, to train it further")
     args = parser.parse_args()
-    build(args.out, steps=args.steps, seed=args.seed, threads=args.threads)
+    build(args.out, steps=args.steps, seed=args.seed, threads=args.threads, go_on_from=args.go_on_from)
 
 
 if __name__ == "__main__":

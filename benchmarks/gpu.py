@@ -1,0 +1,487 @@
+"""Peak memory and time of SFT, GRPO and generation on one GPU: `python -m benchmarks.gpu`. Under nine minutes, offline.
+
+    python -m benchmarks.gpu                                  0.5B, 1.5B and 7B, into results/gpu/<device>.csv
+    python -m benchmarks.gpu --models 7B --minutes 5 --out /tmp
+    python -m benchmarks.gpu --dry-run-cpu                    two tiny layers, one step: does this file still work?
+    python -m benchmarks.gpu --docs                           the tables of estimates in docs/scaling.md anew; no GPU
+
+What is real: SFTTrainer and GRPOTrainer, set up as in notebooks 03 and 04; NF4 by the same loader; the course's rewards;
+synthetic discharge summaries of about 1,500 words, their admission notes cut as the profile says. 0.5B and 1.5B have the
+batches and lengths of the profile t4, larger ones those of gpu24.
+
+What is not: the weights are random, of Qwen2.5's published dimensions, so nothing is downloaded. Random weights hardly ever end
+an answer, so every completion runs to its limit; and what they write is no answer, so the rewards score written ones. The
+tokenizer is the tiny one that ships with the course: how many tokens there are costs time and memory, not which. A note
+shorter than the profile allows goes on with the next, so that prompts have the length that the estimate is about.
+
+"TRL defaults": the same model, data, lengths and LoRA, all else as SFTConfig and GRPOConfig come (batch of 8, no accumulation,
+32-bit AdamW, adapters in bf16). Of each cell's steps the first warms up; the figure is the median of the others, where there
+is time for them. A cell for which there is none says "not measured". Read the CSV with pandas.read_csv(path, comment="#").
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import importlib.metadata
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from helpers import course, fit, profiles
+from helpers.profiles import Profile
+
+ROOT = Path(__file__).parents[1]
+SIZES = {"0.5B": "t4", "1.5B": "t4", "3B": "gpu24", "7B": "gpu24", "14B": "gpu24", "32B": "gpu24"}  # size -> whose batches
+CARDS = {"t4": 16, "gpu24": 24, "paper": 80}  # GB of the card that a profile is for
+BATCHES = (1, 8, 32, 64)  # prompts generated for at once
+NEW_TOKENS = 128  # of each, in the generation cells
+CELLS = ("grpo", "sft", "generate nf4", "sft, TRL defaults", "grpo, TRL defaults", "generate 16-bit")
+STEPS = 3  # at most, the first to warm up
+RESERVE = 60  # seconds kept back for what cannot be interrupted: one generation, one micro-step
+QUIET = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false",
+         "TRANSFORMERS_VERBOSITY": "error", "TRL_EXPERIMENTAL_SILENCE": "1",
+         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ model and data
+
+
+def random_model(base: str, tokenizer: Any, *, four_bit: bool) -> Any:
+    """A Qwen2 of the base's dimensions with random weights on the device, in NF4 or 16 bit, by the loader of checkpoints.
+
+    Every matrix is a view of one random buffer as large as the largest: 7B needs 1.1 GB of RAM and no disk.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from helpers import models
+
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    shape = {key: value for key, value in fit.config(base).items() if key in fit._SHAPE}
+    config, dtype = Qwen2Config(**shape, **ends, max_position_embeddings=32768), models.dtype_for_device()
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Qwen2ForCausalLM(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight")
+    block = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
+    buffer = block.repeat(-(-max(size.numel() for size in shapes.values()) // len(block)))
+    weights = {name: torch.ones(size, dtype=dtype) if "norm" in name else buffer[: size.numel()].view(size)
+               for name, size in shapes.items()}  # fmt: skip
+    kwargs: dict[str, Any] = {"quantization_config": models.nf4()} if four_bit else {}
+    if torch.cuda.is_available():
+        kwargs["device_map"] = {"": 0}
+    return Qwen2ForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
+
+
+def long_cases(count: int, tokenizer: Any, tokens: int, seed: int = 0) -> pd.DataFrame:
+    """hadm_id, note, code of `count` synthetic admissions; each note has at least `tokens` tokens."""
+    from helpers import notes, synthetic
+
+    drawn = synthetic.draw(24, seed)
+    texts = [notes.admission_note(text) for text in synthetic.summaries(drawn, seed, full=True)]
+    pairs = [(text, row["code"].replace(".", "")) for text, row in zip(texts, drawn, strict=True) if text]
+    rows = []
+    for i in range(count):
+        note, following = pairs[i % len(pairs)][0], i
+        while i < len(pairs) and len(tokenizer(note, add_special_tokens=False)["input_ids"]) < tokens:
+            following += 1
+            note += "\n" + pairs[following % len(pairs)][0]
+        note = note if i < len(pairs) else rows[i - len(pairs)]["note"]
+        rows.append({"hadm_id": i, "note": note, "code": pairs[i % len(pairs)][1]})
+    return pd.DataFrame(rows)
+
+
+def written_answer(case: Any, tokenizer: Any, tokens: int) -> tuple[str, str]:
+    """Reasoning of about `tokens` tokens less the tags and the code, and the code. The text is the note's own."""
+    from helpers import models, prompts
+
+    return models.truncate_note(prompts.neutralise(case.note), tokenizer, max(4, tokens - 24)), case.code
+
+
+# ---------------------------------------------------------------------------------------------------------- cells
+
+
+def synchronise() -> float:
+    """Wait for the device, then the time in seconds."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def stopwatch(share: float, deadline: float) -> Any:
+    """A trainer callback that times steps and their phases, and ends the training when time is up (perf_counter times): after
+    a step, but not the first, when `share` has come; in the middle of a step when `deadline` has."""
+    from transformers import TrainerCallback
+
+    class Stopwatch(TrainerCallback):
+        def __init__(self) -> None:
+            self.steps: list[dict[str, float]] = []
+            self.spent: dict[str, float] = {}
+
+        def phase(self, trainer: Any, method: str, name: str) -> None:
+            work = getattr(trainer, method)
+
+            def timed(*args: Any, **kwargs: Any) -> Any:
+                began = synchronise()
+                result = work(*args, **kwargs)
+                self.spent[name] = self.spent.get(name, 0.0) + synchronise() - began
+                return result
+
+            setattr(trainer, method, timed)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.began, self.spent = synchronise(), {}
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = control.should_training_stop or time.perf_counter() > deadline
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            now = synchronise()
+            self.steps.append({"step": now - self.began, **self.spent})
+            late = now > deadline or (len(self.steps) > 1 and now > share)
+            control.should_training_stop = control.should_training_stop or late
+
+    return Stopwatch()
+
+
+def train(stage: str, p: Profile, tokenizer: Any, steps: int, ours: bool, share: float, deadline: float) -> dict[str, Any]:
+    """Some steps of SFT or GRPO with a fresh random model. Returns the columns of the CSV that it can fill."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers.trainer_callback import PrinterCallback
+    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+    from helpers import models, prompts, rewards, traces
+
+    model = random_model(p.base, tokenizer, four_bit=getattr(p, f"{stage}_4bit"))
+    lora = LoraConfig(r=p.sft_lora_r, lora_alpha=p.sft_lora_alpha, target_modules="all-linear", lora_dropout=0.0,
+                      task_type="CAUSAL_LM")  # fmt: skip
+    batch, accum = getattr(p, f"{stage}_batch"), getattr(p, f"{stage}_grad_accum")
+    cases = long_cases(steps * batch * accum, tokenizer, p.max_note_tokens)
+    cuda, watch = torch.cuda.is_available(), stopwatch(share, deadline)
+    common: dict[str, Any] = {
+        "max_steps": steps, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1000, "seed": 0,
+        "bf16": model.dtype == torch.bfloat16, "fp16": model.dtype == torch.float16, "dataloader_pin_memory": cuda,
+    }  # fmt: skip
+    if ours:
+        common |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accum,
+                   "gradient_checkpointing": p.gradient_checkpointing, "optim": getattr(p, f"{stage}_optim")}  # fmt: skip
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        common["output_dir"] = folder
+        if stage == "sft":
+            answers = [written_answer(case, tokenizer, p.max_new_tokens) for case in cases.itertuples()]
+            table = pd.DataFrame(answers, columns=["think", "code"]).assign(hadm_id=cases["hadm_id"], kept=True, why=None)
+            dataset = traces.sft_dataset(cases, table, tokenizer, p.max_note_tokens)
+            common |= {"max_length": p.max_prompt_tokens + p.max_new_tokens}
+            common |= {"train_sampling_strategy": "group_by_length"} if ours else {}
+            trainer = SFTTrainer(model=model, args=SFTConfig(**common), train_dataset=dataset, processing_class=tokenizer,
+                                 peft_config=lora, callbacks=[watch])  # fmt: skip
+            first = dataset[0]
+            whole = len(tokenizer.apply_chat_template(first["prompt"] + first["completion"])["input_ids"])
+        else:
+            dataset = traces.grpo_dataset(cases, tokenizer, p.max_note_tokens)
+            answers = [prompts.answer(*written_answer(case, tokenizer, p.grpo_max_completion)) for case in cases[:8].itertuples()]
+            common |= {"max_completion_length": p.grpo_max_completion}
+            common |= {"num_generations": p.grpo_num_generations, "temperature": p.grpo_temperature, "beta": p.grpo_beta,
+                       "loss_type": p.grpo_loss_type, "reward_weights": list(rewards.DEFAULT_WEIGHTS),
+                       "steps_per_generation": p.grpo_steps_per_generation} if ours else {}  # fmt: skip
+            trainer = GRPOTrainer(
+                model=get_peft_model(model, lora) if ours else model, peft_config=None if ours else lora,
+                reward_funcs=[on_written(reward, answers) for reward in rewards.DEFAULT], args=GRPOConfig(**common),
+                train_dataset=dataset, processing_class=tokenizer, callbacks=[watch],
+            )  # fmt: skip
+            watch.phase(trainer, "_generate", "generation")
+            watch.phase(trainer, "_calculate_rewards", "rewards")
+            whole = 0
+        trainer.remove_callback(PrinterCallback)
+        if ours:
+            models.float32_adapters(trainer.model)
+        trainer.train()
+    prompt = len(tokenizer.apply_chat_template(dataset[0]["prompt"], add_generation_prompt=True)["input_ids"])
+    answer = whole - prompt if stage == "sft" else p.grpo_max_completion
+    exact = dataclasses.replace(p, max_prompt_tokens=prompt, max_new_tokens=answer)
+    row: dict[str, Any] = {"batch": batch, "accumulate": accum, "prompt_tokens": prompt, "answer_tokens": answer}
+    row |= memory(fit.estimate(exact, stage)["peak"])
+    if not (timed := watch.steps[1:] or watch.steps):
+        return {**row, "status": "not measured: no whole step in the time"}
+    seconds = {name: statistics.median(step[name] for step in timed) for name in timed[0]}
+    rest = seconds["step"] - seconds.get("generation", 0) - seconds.get("rewards", 0)
+    row |= {"steps": len(timed), "seconds_per_step": seconds["step"], "sequences_per_s": batch * accum / seconds["step"]}
+    if stage == "grpo":
+        row |= {"generation_s": seconds["generation"], "rewards_s": seconds["rewards"], "forward_backward_s": rest}
+    return {**row, "status": "measured" if watch.steps[1:] else "measured, first step"}
+
+
+def on_written(reward: Callable[..., list[float]], answers: list[str]) -> Callable[..., list[float]]:
+    """The reward, given written answers in place of what random weights generate."""
+
+    def scored(completions: list[Any], code: list[str], **columns: Any) -> list[float]:
+        return reward(completions=[answers[i % len(answers)] for i in range(len(completions))], code=code, **columns)
+
+    scored.__name__ = reward.__name__
+    return scored
+
+
+def generate(p: Profile, tokenizer: Any, four_bit: bool, share: float) -> list[dict[str, Any]]:
+    """Tokens a second by batch, prompts read in included; one row for each batch for which there is time and memory."""
+    import torch
+
+    model, rows = random_model(p.base, tokenizer, four_bit=four_bit).eval(), []
+    ids = torch.randint(0, len(tokenizer), (max(BATCHES), p.max_prompt_tokens), device=model.device)
+    new = min(NEW_TOKENS, p.grpo_max_completion)
+    for batch in BATCHES:
+        row: dict[str, Any] = {"batch": batch, "prompt_tokens": p.max_prompt_tokens, "answer_tokens": new}
+        if time.perf_counter() > share:
+            rows.append({**row, "status": "not measured: time was up"})
+            continue
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            with torch.inference_mode():
+                taken = []
+                for length in (2, new):  # the first warms up
+                    began = synchronise()
+                    model.generate(ids[:batch], attention_mask=torch.ones_like(ids[:batch]), max_new_tokens=length,
+                                   min_new_tokens=length, do_sample=True, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+                    taken.append(synchronise() - began)
+        except torch.OutOfMemoryError:
+            rows.append({**row, "status": "out of memory"})
+            continue
+        rows.append({**row, **memory(), "steps": 1, "tokens_per_s": batch * new / taken[1], "status": "measured"})
+    return rows
+
+
+def memory(estimate: float | None = None) -> dict[str, Any]:
+    """Peak memory since the last reset in GB of 1e9 bytes, and an estimate beside what was reserved. Empty columns on a CPU."""
+    import torch
+
+    row: dict[str, Any] = {"estimate_gb": estimate}
+    if torch.cuda.is_available():
+        peaks = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
+        row |= {"allocated_gb": peaks[0], "reserved_gb": peaks[1]}
+        row |= {"estimate_error": estimate / peaks[1] - 1} if estimate else {}
+    return row
+
+
+def trl_defaults(p: Profile) -> Profile:
+    """The profile with the batch shapes that SFTConfig and GRPOConfig come with; lengths and LoRA stay."""
+    one = {"gradient_checkpointing": True, "sft_batch": 8, "sft_grad_accum": 1, "grpo_batch": 8, "grpo_grad_accum": 1}
+    return dataclasses.replace(p, **one, grpo_prompts_per_step=1, grpo_num_generations=8, grpo_steps_per_generation=None)
+
+
+def run_cell(cell: str, p: Profile, tokenizer: Any, steps: int, share: float, deadline: float) -> list[dict[str, Any]]:
+    """One cell's rows. Running out of memory is a result; any other failure is told and costs this cell alone."""
+    import torch
+
+    stage, ours = cell.split(",")[0], "TRL" not in cell
+    try:
+        if cell.startswith("generate"):
+            return generate(p, tokenizer, "nf4" in cell, share)
+        return [train(stage, p if ours else trl_defaults(p), tokenizer, steps, ours, share, deadline)]
+    except torch.OutOfMemoryError:
+        estimate = None if cell.startswith("generate") else fit.estimate(p if ours else trl_defaults(p), stage)["peak"]
+        return [{"estimate_gb": estimate, "status": "out of memory"}]
+    except Exception as error:
+        traceback.print_exc()
+        return [{"status": f"failed: {type(error).__name__}"}]
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+# --------------------------------------------------------------------------------------------------------- report
+
+COLUMNS = ("model", "cell", "shapes", "status", "batch", "accumulate", "prompt_tokens", "answer_tokens", "steps",
+           "seconds_per_step", "sequences_per_s", "tokens_per_s", "generation_s", "rewards_s", "forward_backward_s",
+           "allocated_gb", "reserved_gb", "estimate_gb", "estimate_error")  # fmt: skip
+
+
+def write(path: Path, rows: list[dict[str, Any]], stamp: dict[str, str]) -> None:
+    """The CSV, its stamp in lines that begin with #."""
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, float_format="%.4g", na_rep="")
+    course.write(path, "".join(f"# {key}: {value}\n" for key, value in stamp.items()) + table)
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table; what is empty was not measured or does not apply."""
+    named = {"model": "model", "cell": "cell", "batch": "batch", "accumulate": "x", "seconds_per_step": "s/step",
+             "generation_s": "generation", "rewards_s": "rewards", "forward_backward_s": "the rest", "tokens_per_s": "tokens/s",
+             "reserved_gb": "GB", "estimate_gb": "estimate", "status": "status"}  # fmt: skip
+    lines = ["| " + " | ".join(named.values()) + " |", "|---" * len(named) + "|"]
+    for row in rows:
+        values = (row.get(key) for key in named)
+        cells = ("" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measure(
+    todo: dict[str, Profile], minutes: float, steps: int, path: Path | None, stamp: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Every cell of every model, smallest first, each with a share of the time that is left; the CSV is written after each."""
+    from transformers.utils import logging
+
+    from helpers import models
+
+    logging.disable_progress_bar()
+    tokenizer, rows = models.load_tokenizer("tiny"), []
+    end = time.perf_counter() + 60 * minutes - RESERVE
+    weight = {name: fit.estimate(p, "sft")["weights"] ** 0.5 for name, p in todo.items()}
+    for number, (name, p) in enumerate(todo.items()):
+        later = [weight[other] for other in list(todo)[number:]]
+        until = time.perf_counter() + (end - time.perf_counter()) * weight[name] / sum(later)
+        for k, cell in enumerate(CELLS):
+            now = time.perf_counter()
+            print(f"{name}: {cell} ...", file=sys.stderr, flush=True)
+            found = [{"status": "not measured: time was up"}]
+            if now < until:
+                found = run_cell(cell, p, tokenizer, steps, now + (until - now) / (len(CELLS) - k), until)
+            shapes = "TRL" if "TRL" in cell else p.name
+            rows += [{"model": name, "cell": cell, "shapes": shapes, **row} for row in found]
+            if path:
+                write(path, rows, stamp)
+    return rows
+
+
+def stamp_of(device: str) -> dict[str, str]:
+    """What a figure depends on beside the code: device, versions, date, command."""
+    import torch
+
+    packages = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return {"device": device, "versions": f"{versions}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}",
+            "date": time.strftime("%Y-%m-%d", time.gmtime()), "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])}
+
+
+def dry_run_profile(folder: Path) -> Profile:
+    """A base of two layers and a profile that takes a second or two a step on a CPU."""
+    shape = dict(zip(fit._SHAPE, (128, 256, 2, 2, 1, 4096, True), strict=True))
+    course.write(folder / "config.json", json.dumps(shape))
+    return dataclasses.replace(
+        profiles.get("tiny"), name="dry run", base=str(folder), max_note_tokens=48, max_prompt_tokens=128, max_new_tokens=48,
+        gradient_checkpointing=True, sft_batch=2, sft_grad_accum=2, sft_lora_r=8, sft_4bit=True, grpo_prompts_per_step=1,
+        grpo_num_generations=4, grpo_batch=2, grpo_grad_accum=2, grpo_max_completion=8,
+    ).validate()  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- docs/scaling.md
+
+
+def known_peaks() -> list[tuple[str, float, tuple[Profile, str]]]:
+    """Case, its peak in GB as somebody measured it, and the (profile, stage) to estimate for it.
+
+    TRL's QLoRA notebooks state 9.2 GB (GRPO, one T4; 9.6 on an A100) and 10.8 GB (SFT, one T4) for Qwen2.5-7B with r = 32.
+    """
+    trl, tiny = dataclasses.replace(
+        profiles.get("gpu24"), sft_batch=1, sft_grad_accum=4, max_prompt_tokens=768, max_new_tokens=256, grpo_batch=8,
+        grpo_grad_accum=1, grpo_prompts_per_step=1, grpo_max_completion=256, sft_lora_r=32,
+    ), profiles.get("tiny")  # fmt: skip
+    counted, on_top = (dataclasses.replace(trl, max_prompt_tokens=n) for n in (0, 160))
+    cases = [
+        ("TRL's GRPO, T4: 8 x 256 tokens, prompts counted in", 9.2, (counted, "grpo")),
+        ("the same, prompts of 160 tokens on top", 9.2, (on_top, "grpo")),
+        ("TRL's SFT, T4: 1 x 1,024 tokens", 10.8, (trl, "sft")),
+    ]
+    stages = [stage for stage, notebook in fit.NOTEBOOK.items() if notebook in tiny.peak_gb]
+    return cases + [(f"`tiny`, {stage.upper()}, on a CPU (not calibrated)", tiny.peak_gb[fit.NOTEBOOK[stage]], (tiny, stage))
+                    for stage in stages]  # fmt: skip
+
+
+def docs_tables() -> dict[str, str]:
+    """The tables of estimates in docs/scaling.md, by the name that stands in its markers."""
+    replace, at_hand = dataclasses.replace, {p.name: p for p in profiles.PROFILES.values() if p.base != "tiny"}
+
+    def gb(p: Profile, stage: str) -> str:
+        return f"{fit.estimate(p, stage, gpu=True)['peak']:.1f}"
+
+    lines = ["| profile | card | base | SFT | GRPO | measured |", "|---|---|---|---|---|---|"]
+    for p in at_hand.values():
+        base, measured = p.base.split("/")[-1], ", ".join(f"{k} {v} GB" for k, v in p.peak_gb.items()) or "not measured"
+        sft, grpo = (f"{x}, **does not fit**" if float(x) > CARDS[p.name] else x for x in (gb(p, "sft"), gb(p, "grpo")))
+        lines.append(f"| {p.name} | {CARDS[p.name]} GB | {base} | {sft} | {grpo} | {measured} |")
+    tables = {"profiles": "\n".join(lines)}
+    lines = ["| case | known peak, GB | estimate | off by |", "|---|---|---|---|"]
+    for case, known, (p, stage) in known_peaks():
+        guess = fit.estimate(p, stage, gpu=p.base != "tiny")["peak"]
+        lines.append(f"| {case} | {known} | {guess:.1f} | {guess / known - 1:+.0%} |")
+    tables["known"] = "\n".join(lines)
+    lines = ["| profile | completions generated at once | GRPO |", "|---|---|---|"]
+    for p in at_hand.values():
+        for k in (k for k in range(p.grpo_grad_accum, 0, -1) if p.grpo_grad_accum % k == 0):
+            lines.append(f"| {p.name} | {k * p.grpo_batch} | {gb(replace(p, grpo_steps_per_generation=k), 'grpo')} |")
+    tables["generation"] = "\n".join(lines)
+    lines = ["| base | SFT in NF4 | SFT in 16 bit | GRPO in NF4 | GRPO in 16 bit |", "|---|---|---|---|---|"]
+    least = replace(at_hand["gpu24"], sft_batch=1, grpo_batch=8, grpo_steps_per_generation=1)
+    for base in reversed(fit.QWEN):
+        cells = [gb(replace(least, base=base, **{f"{s}_4bit": bits}), s) for s in ("sft", "grpo") for bits in (True, False)]
+        lines.append(f"| {base.removeprefix('Qwen/')} | {' | '.join(cells)} |")
+    tables["bases"] = "\n".join(lines)
+    return tables
+
+
+def write_docs(page: Path = ROOT / "docs" / "scaling.md") -> None:
+    """Put the tables between their markers, `<!-- name -->` and `<!-- end -->`."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in docs_tables().items():
+        text = re.sub(rf"(<!-- {name} -->\n)(?:.*?\n)??(<!-- end -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
+    course.write(page, text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0, or 2 where there is no CUDA device."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=9, help="time budget (default 9)")
+    parser.add_argument("--models", nargs="+", default=["0.5B", "1.5B", "7B"], choices=SIZES, help="sizes of Qwen2.5")
+    parser.add_argument("--out", type=Path, help="folder of the CSV (default results/gpu; a dry run writes none)")
+    parser.add_argument("--dry-run-cpu", action="store_true", help="two tiny layers, one step, on the CPU")
+    parser.add_argument("--docs", action="store_true", help="write the tables of estimates into docs/scaling.md")
+    options = parser.parse_args(arguments)
+    if options.docs:
+        write_docs()
+        return 0
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if options.dry_run_cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import torch
+
+    if not torch.cuda.is_available() and not options.dry_run_cpu:
+        print("benchmarks.gpu: there is no CUDA device here, nothing was measured. --dry-run-cpu shows whether the code works.",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        device, steps = "dry run, CPU", 1
+        todo = {"dry run": dry_run_profile(Path(folder))} if options.dry_run_cpu else {}
+        if not options.dry_run_cpu:
+            device, steps = torch.cuda.get_device_name(0), STEPS
+            todo = {size: dataclasses.replace(profiles.get(SIZES[size]), base=f"Qwen/Qwen2.5-{size}-Instruct")
+                    for size in sorted(options.models, key=lambda size: float(size[:-1]))}  # fmt: skip
+        out = options.out or (None if options.dry_run_cpu else ROOT / "results" / "gpu")
+        path = out / f"{re.sub('[^a-z0-9]+', '-', device.lower())}.csv" if out else None
+        stamp = stamp_of(device)
+        rows = measure(todo, options.minutes, steps, path, stamp)
+    print("\n".join(f"{key}: {value}" for key, value in stamp.items()) + f"\n\n{show(rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

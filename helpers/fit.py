@@ -1,0 +1,217 @@
+"""Will it fit? The peak memory of SFT and GRPO, from the base's dimensions and the profile, before anything is loaded.
+
+An estimate, not a measurement: `python -m benchmarks.gpu` measures. docs/scaling.md compares the two where both are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from helpers import models, profiles
+from helpers.profiles import Profile
+
+NOTEBOOK = {"sft": "03_lora_sft", "grpo": "04_qlora_grpo"}
+_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+          "tie_word_embeddings")  # fmt: skip
+#: published config.json of Qwen/Qwen2.5-*-Instruct, the fields of _SHAPE, largest first: no hub has to be asked
+QWEN = {f"Qwen/Qwen2.5-{size}-Instruct": dict(zip(_SHAPE, shape, strict=True)) for size, shape in {
+    "32B": (5120, 27648, 64, 40, 8, 152064, False), "14B": (5120, 13824, 48, 40, 8, 152064, False),
+    "7B": (3584, 18944, 28, 28, 4, 152064, False), "3B": (2048, 11008, 36, 16, 2, 151936, True),
+    "1.5B": (1536, 8960, 28, 12, 2, 151936, True), "0.5B": (896, 4864, 24, 14, 2, 151936, True)}.items()}  # fmt: skip
+
+
+def config(base: str) -> dict[str, Any]:
+    """The config of a profile's base: of its folder, of the table above, or of the hub's local cache. Raises OSError if none."""
+    if base in QWEN:
+        return QWEN[base]
+    if (file := Path(models.base_path(base), "config.json")).is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(base, local_files_only=True).to_dict()
+
+
+def device_gb() -> tuple[float, float]:
+    """(free, total) memory in GB of 1e9 bytes: of the first CUDA device (in a launch, of the process's own), what its allocator
+    keeps idle counted as free; without one, available and installed RAM, shared out among the processes of a launch."""
+    if profiles._gpu_gb() is None:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return memory.available / 1e9 / _processes(), memory.total / 1e9 / _processes()
+    import torch
+
+    device = int(os.environ.get("LOCAL_RANK", "0"))
+    free, total = torch.cuda.mem_get_info(device)
+    return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / 1e9, total / 1e9
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def estimate(profile: Profile, stage: str, *, processes: int = 1, gpu: bool | None = None) -> dict[str, float]:
+    """Peak memory of one process in training stage "sft" or "grpo", in GB of 1e9 bytes, with the terms it is made of.
+
+    Sequences are taken as long as the profile allows; several processes share the rows of a step. b: 2 bytes (bf16, fp16), or
+    4 in float32 without a GPU (`gpu`; None: as on this machine). H, I, L: hidden width, MLP width, layers; T: tokens of one
+    micro-step, batch x (prompt + answer).
+
+    weights      linear maps at 0.516 bytes in NF4 (4 bits, and 0.127 for double-quantised scales: Dettmers et al. 2023,
+                 section 3.2), else b; embeddings and untied output layer b
+    lora         16 bytes a parameter: float32 weight, gradient, two Adam moments (an 8-bit optimiser takes some 6 less); 4
+                 more with several processes, for DDP's gradient buckets
+    activations  with gradient checkpointing (Chen et al. 2016) the input of every layer, b·L·H·T, and what one layer keeps for
+                 its backward pass, b·(10H + 6I)·T; without it L times the latter, which assumes that every layer keeps as
+                 much as the one recomputed. In 4 bits also the largest weight matrix, dequantised
+    head         TRL scores at most 4,096 tokens by 32,768 entries of the vocabulary at a time (trl/kernels): 8 bytes each
+    kv           GRPO's generation: keys and values of all completions generated at once, batch x steps per generation
+    prefill      GRPO's generation first reads all these prompts in one pass: b·(6H + 4I) for each of their tokens
+    overhead     0.8: CUDA context, kernels, fragmentation; on a CPU Python and its libraries, taken to be as much
+    peak         weights + lora + max(activations + head, generation) + overhead
+
+    Not counted: roll-outs by vLLM, which takes a share of the card of its own, and attention scores, which SDPA does not keep.
+    All but `prefill` was set by the peak of TRL's QLoRA GRPO notebook on a T4. tests/test_fit.py follows every live tensor of
+    small models: it agrees on `prefill`, finds 18H + 7I in the backward pass of a recomputed layer (a fifth more `activations`
+    for 7B), and less than 10H + 6I kept by a layer that is not. On a CPU nothing is calibrated. Raises ValueError for another
+    stage, OSError where the base's config is not on this machine.
+    """
+    if stage not in NOTEBOOK:
+        raise ValueError(f"estimate: stage is {stage!r}, but must be one of {', '.join(NOTEBOOK)}.")
+    c, grpo, p = config(profile.base), stage == "grpo", profile
+    b = 2 if (profiles._gpu_gb() is not None if gpu is None else gpu) else 4
+    hidden, inner, layers, heads, kv_heads, vocabulary, tied = (c.get(field) for field in _SHAPE)
+    head = c.get("head_dim") or hidden // heads
+    q, kv = heads * head, (kv_heads or heads) * head
+    batch, four_bit, prompt = getattr(p, f"{stage}_batch"), getattr(p, f"{stage}_4bit"), p.max_prompt_tokens
+    rows = batch * getattr(p, f"{stage}_grad_accum") // processes  # a process's share of a step, as course.per_device has it
+    batch = max((k for k in range(1, batch + 1) if rows % k == 0), default=1)
+    length = prompt + (p.grpo_max_completion if grpo else p.max_new_tokens)
+    layer = b * (10 * hidden + 6 * inner)
+    kept = b * layers * hidden + layer if p.gradient_checkpointing else layers * layer
+    at_once = (batch * (p.grpo_steps_per_generation or 0) or rows) if grpo and not p.grpo_vllm else 0
+    cache = at_once * 2 * layers * kv * b  # for one token of each completion
+    matrices = layers * (2 * hidden * (q + kv) + 3 * hidden * inner)
+    terms = {
+        "weights": (0.516 if four_bit else b) * matrices + b * vocabulary * hidden * (1 if tied else 2),
+        "lora": p.sft_lora_r * layers * (7 * hidden + 2 * q + 2 * kv + 3 * inner) * (16 + 4 * (processes > 1)),
+        "activations": batch * length * kept + four_bit * b * hidden * inner,
+        "head": min(batch * length, 4096) * min(vocabulary, 32768) * 8,
+        "kv": cache * length,
+        "prefill": at_once * prompt * b * (6 * hidden + 4 * inner),
+        "overhead": 0.8e9,
+    }
+    training, generation = terms["activations"] + terms["head"], max(terms["kv"], cache * prompt + terms["prefill"])
+    terms["peak"] = terms["weights"] + terms["lora"] + terms["overhead"] + max(training, generation)
+    return {name: value / 1e9 for name, value in terms.items()}
+
+
+def measured(profile: Profile, stage: str) -> float | None:
+    """Measured peak in GB, where this is the profile's class of hardware and none of its settings was changed."""
+    same = profile == profiles.PROFILES.get(profile.name) and (profiles._gpu_gb() is None) == (profile.base == "tiny")
+    return profile.peak_gb.get(NOTEBOOK[stage]) if same else None
+
+
+def _levers(p: Profile, stage: str) -> list[list[dict[str, Any]]]:
+    """Settings that can be lowered, the harmless ones first: each a list of changes, the nearest first. The last is the base."""
+    batch, accum, n = getattr(p, f"{stage}_batch"), getattr(p, f"{stage}_grad_accum"), p.grpo_prompts_per_step
+    grpo, notes = stage == "grpo", [p.max_note_tokens * quarters // 4 for quarters in (3, 2, 1)]
+    at_once = grpo and p.grpo_steps_per_generation and batch * p.grpo_steps_per_generation
+    return [
+        [{"gradient_checkpointing": True}],
+        [{f"{stage}_batch": k, f"{stage}_grad_accum": batch * accum // k}
+         | ({"grpo_steps_per_generation": at_once // k} if at_once else {})
+         for k in range(batch, 0, -1) if batch * accum % k == 0],
+        [{"grpo_steps_per_generation": k} for k in range(accum * grpo, 0, -1) if accum % k == 0],
+        [{f"{stage}_4bit": True}],
+        [{"max_note_tokens": k, "max_prompt_tokens": p.max_prompt_tokens - p.max_note_tokens + k} for k in notes],
+        [{"grpo_prompts_per_step": k, "grpo_grad_accum": accum * k // n} for k in range(n * grpo, 0, -1) if accum * k % n == 0],
+        [{"base": name} for name in QWEN],
+    ]  # fmt: skip
+
+
+def remedies(profile: Profile, stage: str, room: float, *, processes: int = 1) -> list[tuple[Profile, float]]:
+    """Profiles that fit into `room` GB, each with its estimate: one for each setting that is enough when lowered alone, to the
+    nearest value; where only a smaller base would be, also one with several settings lowered together.
+
+    Each is estimated anew and passes Profile.validate. Batch and steps per generation leave the step's sequences as they are.
+    """
+
+    def lowered(p: Profile, lever: int) -> tuple[Profile, float]:
+        options = [(p, before := estimate(p, stage, processes=processes)["peak"])]
+        for change in _levers(p, stage)[lever]:
+            try:
+                q = dataclasses.replace(p, **change).validate(processes=processes)
+            except ValueError:
+                continue
+            if (gb := estimate(q, stage, processes=processes)["peak"]) < before:
+                options.append((q, gb))
+        return next((option for option in options if option[1] <= room), min(options, key=lambda option: option[1]))
+
+    *settings, base = (lowered(profile, lever) for lever in range(7))
+    found, together = [option for option in settings if option[1] <= room], (profile, 0.0)
+    for lever in [*range(4), *range(6)] * (not found):  # the harmless ones twice
+        together = lowered(together[0], lever)
+        if together[1] <= room:
+            found.append(together)
+            break
+    return found + [base] * (base[1] <= room)
+
+
+def _advice(profile: Profile, stage: str, room: float) -> str:
+    before, lines = estimate(profile, stage, processes=_processes())["peak"], []
+    for p, gb in remedies(profile, stage, room, processes=_processes()):
+        old, new = dataclasses.asdict(profile), dataclasses.asdict(p)
+        change = ", ".join(f"{name} = {value}" for name, value in new.items() if value != old[name])
+        lines.append(f"\n  - {change}: {gb:.1f} GB, {before - gb:.1f} GB less")
+    if not lines:
+        return "No setting makes it fit: take a smaller profile (ICD_PROFILE) or a larger device."
+    return "Any one of these is enough (in helpers/profiles.yaml or the settings cell), by estimate:" + "".join(lines)
+
+
+def check(profile: Profile, stage: str) -> None:
+    """Refuse, before a model is loaded, what the device has no room for.
+
+    Raises MemoryError that says what is needed, what there is, and the nearest settings that fit. On a CPU all the RAM that is
+    installed counts, since other programs can give way. A base whose config is not on this machine yet is let pass.
+    """
+    (free, total), gpu = device_gb(), profiles._gpu_gb() is not None
+    try:
+        need = measured(profile, stage) or estimate(profile, stage, processes=_processes())["peak"]
+    except OSError:
+        return
+    if need > (room := free if gpu else total):
+        raise MemoryError(f"{stage.upper()} in profile {profile.name!r} needs about {need:.1f} GB, there are {room:.1f} GB"
+                          f"{'' if gpu else ' (the estimate is not calibrated on a CPU)'}. {_advice(profile, stage, room)}")
+
+
+def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
+    """What to lower, and by how much, after torch.OutOfMemoryError in a stage.
+
+    By the error's text, what was asked for less what was free is missing. The advice lowers the estimate by that, and by a
+    twentieth of the whole more.
+    """
+    found = re.findall(r"(allocate|of which) ([\d.]+) ([GM])iB", str(error))
+    said = {word: float(number) * {"G": 2**30, "M": 2**20}[unit] / 1e9 for word, number, unit in found}
+    missing = max(0.0, said.get("allocate", 0.0) - said.get("of which", 0.0))
+    peak = estimate(profile, stage, processes=_processes())["peak"]
+    return (f"{stage.upper()} ran out of memory: about {missing:.1f} GB were missing, {peak:.1f} GB were estimated. Restart the "
+            f"kernel, which frees what is held. {_advice(profile, stage, 0.95 * peak - missing)}\nWhere much is 'reserved by "
+            "PyTorch but unallocated', PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True can be enough.")
+
+
+def table(profile: Profile) -> pd.DataFrame:
+    """For SFT and GRPO on this machine: estimated, measured and available GB, and whether it fits. Raises what estimate does."""
+    free, mark, rows = device_gb()[0], " (not calibrated on a CPU)" * (profiles._gpu_gb() is None), {}
+    for stage in NOTEBOOK:
+        guess, known = estimate(profile, stage, processes=_processes())["peak"], measured(profile, stage)
+        rows[stage.upper()] = {"estimated GB": f"{guess:.1f}{mark}", "measured GB": f"{known:.1f}" if known else "not measured",
+                               "available GB": f"{free:.1f}", "fits": "yes" if (known or guess) <= free else "no"}
+    return pd.DataFrame(rows).T

@@ -1,0 +1,178 @@
+"""A course small enough to be trained in seconds: 300 admissions, 24 traces, and the real notebooks cut down to a few steps.
+
+What is cut: numbers in the settings, and what comes after the artefact is made (its checks ask for a real training). What
+trains, saves and goes on is the notebook's own code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parent.parent
+ROWS = 24
+PREPARE = f"""
+from helpers import course, mimic, synthetic, traces
+import pandas as pd
+course.setup()
+job = course.artefact("data")
+synthetic.write_hospital(job.tmp / "hospital", admissions=300, seed=0)
+job.commit(job.tmp / "hospital")
+job = course.artefact("cases")
+mimic.write_cases(course.data_dir(), job.tmp / "cases.parquet")
+job.commit(job.tmp / "cases.parquet")
+cases = pd.read_parquet(job.path)
+job = course.artefact("traces")
+made = traces.from_template(cases[cases["split"] == "train"].head(80))
+made[made["kept"]].head({ROWS}).to_parquet(job.tmp / "traces.parquet")
+job.commit(job.tmp / "traces.parquet")
+"""
+
+# Put behind the settings of each copy. Where the file `hold` lies in the run folder, the notebook stops there to be killed.
+EXTRA = """
+import dataclasses
+import time
+
+from transformers import TrainerCallback
+
+from helpers import rewards
+
+
+def hold(where):
+    if (run / "hold").exists() and (run / "hold").read_text() == str(where):
+        (run / "held").write_text("")
+        time.sleep(600)
+
+
+class Hold(TrainerCallback):
+    def on_train_begin(self, args, state, control, **kwargs):
+        print(f"training begins at step {state.global_step}")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        hold(state.global_step)
+
+
+def vowel_reward(completions, code=None, **columns):
+    # After so few steps no answer is usable and every honest reward is the same: this one has something to compare.
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [sum(text.count(v) for v in "aeiou") / 20 for text in texts]
+
+
+rewards.vowel_reward = vowel_reward
+"""
+
+SFT = {
+    "settings": {"steps": 14, "batch": 4, "lora_r": 4, "lora_alpha": 8},
+    "profile": {"sft_save_steps": 5, "sft_warmup": 2},
+    "cuts": {".head(128)": ".head(2)", 'course.TrainerProgress("SFT")': 'course.TrainerProgress("SFT"), Hold()'},
+    "last": "03_training",
+}
+GRPO = {
+    "settings": {"steps": 6, "prompts_per_step": 2, "num_generations": 2, "batch": 4, "max_completion": 12, "watch_every": 2,
+                 "rewards": ["vowel_reward"], "weights": [1.0], "learning_rate": 1e-3},
+    "profile": {"grpo_save_steps": 2},
+    "cuts": {".head(64)": ".head(2)", "train.sample(24": "train.sample(2",
+             'course.TrainerProgress("GRPO")': 'course.TrainerProgress("GRPO"), Hold()'},
+    "last": "04_training",
+}
+INFERENCE = {
+    "settings": {"max_new_tokens": 12, "cases": 6, "constrained_cases": 2, "sampled_cases": 3, "samples": 2,
+                 "baseline_notes": 60},
+    "profile": {},
+    "cuts": {"    four_bit = options.pop": "    hold(label)\n    print(f'answers of {label}')\n    four_bit = options.pop"},
+    "last": "job.commit(job.work)",
+}
+CUTS = {"03_lora_sft": SFT, "04_qlora_grpo": GRPO, "05_inference": INFERENCE}
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Data, runs and notebooks below `root`, the tiny profile, one thread: the same sums in the same order every time."""
+    there = {"ICD_PROFILE": "tiny", "ICD_DATA_DIR": str(root / "synthetic"), "ICD_RUNS_DIR": str(root / "runs"),
+             "ICD_NOTEBOOKS_DIR": str(root / "notebooks"), "FRESH": "", "OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if k not in ("ICD_MAKING", "ICD_PROGRESS", "RANK", "WORLD_SIZE")} | there
+
+
+def run_folder(root: Path) -> Path:
+    return root / "runs" / "synthetic-tiny"
+
+
+def copy_notebook(root: Path, name: str, *, settings: dict | None = None, cuts: dict | None = None,
+                  extra: str = "") -> None:
+    """The notebook `name`, cut down, among the notebooks of `root`; the rest goes beyond what stands in CUTS."""
+    cut = CUTS[name]
+    nb = nbformat.read(Path(os.environ.get("DEV_NB", ROOT / "notebooks")) / f"{name}.ipynb", as_version=4)
+    cells = [cell for cell in nb.cells if cell.cell_type == "code"]
+    last = max(i for i, cell in enumerate(cells) if str(cut["last"]) in cell.source)
+    whole = "\0".join(cell.source for cell in cells[: last + 1])
+    for old, new in {**cut["cuts"], **(cuts or {})}.items():
+        assert whole.count(old) == 1, f"{name}: {old!r} stands there {whole.count(old)} times, not once"
+        whole = whole.replace(old, new)
+    sources = whole.split("\0")
+    override = (f"{EXTRA}{extra}\nprofile = dataclasses.replace(profile, **{cut['profile']!r})\n"
+                f"settings.update({ {**cut['settings'], **(settings or {})}!r})")
+    sources.insert(2, override)
+    nb.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    (root / "notebooks").mkdir(exist_ok=True)
+    nbformat.write(nb, root / "notebooks" / f"{name}.ipynb")
+
+
+def prepare(root: Path) -> None:
+    """Data, cases and traces below `root`."""
+    (root / "notebooks").mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", PREPARE], env=environment(root), cwd=ROOT, check=True, timeout=300)
+
+
+def course(root: Path, *arguments: str, **env: str) -> str:
+    """What `python -m helpers.course` prints; fails where it fails."""
+    done = subprocess.run([sys.executable, "-m", "helpers.course", *arguments], env=environment(root) | env, cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def run_notebook(root: Path, name: str) -> str:
+    """Run a notebook to its end; the text that its cells printed."""
+    course(root, "run", "--only", name)
+    executed = nbformat.read(run_folder(root) / "notebooks" / f"{name}.ipynb", as_version=4)
+    return "".join(out.get("text", "") for cell in executed.cells for out in cell.outputs)
+
+
+def kill_notebook(root: Path, name: str, where: object) -> None:
+    """Run a notebook and end the runner and its kernel with SIGKILL once it has come to `where`."""
+    hold, held = run_folder(root) / "hold", run_folder(root) / "held"
+    hold.write_text(str(where))
+    child = subprocess.Popen([sys.executable, "-m", "helpers.course", "run", "--only", name], env=environment(root), cwd=ROOT,
+                             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.monotonic() + 600
+    while not held.exists():
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate()[0] if child.poll() is not None else name
+        time.sleep(0.1)
+    kernels = psutil.Process(child.pid).children(recursive=True)  # in sessions of their own
+    assert kernels
+    os.killpg(child.pid, signal.SIGKILL)
+    for kernel in kernels:
+        kernel.kill()
+    child.communicate()
+    psutil.wait_procs(kernels, timeout=30)
+    hold.unlink()
+    held.unlink()
+
+
+def weights(folder: Path) -> dict:
+    """The adapter of a run, by name."""
+    found = load_file(folder / "adapter_model.safetensors")
+    assert found
+    return found
+
+
+def stamp(root: Path, name: str) -> dict:
+    return json.loads((run_folder(root) / ".stamps" / f"{name}.json").read_text())

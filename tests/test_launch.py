@@ -1,0 +1,203 @@
+"""The training notebooks under `accelerate launch`, unchanged: two CPU processes that talk through gloo, on the tiny profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_course as small
+import yaml
+
+from helpers import course
+
+CONFIGS = sorted((small.ROOT / "configs").glob("*.yaml"))
+
+# Which rows each process saw, kept by process: SFT by a hash of the tokens, GRPO by the note that came with the completions.
+RECORD_SFT = """
+import json
+import os
+
+
+def record(trainer):
+    inner, place = trainer.compute_loss, run / f"seen-{os.environ.get('RANK', 0)}.jsonl"
+
+    def recording(model, inputs, *rest, **options):
+        rows = [[int(t) for t in row if t != tokenizer.pad_token_id] for row in inputs["input_ids"]]
+        seen = {"step": trainer.state.global_step, "rows": [course.digest(row) for row in rows]}
+        with place.open("a") as out:
+            out.write(json.dumps(seen) + "\\n")
+        return inner(model, inputs, *rest, **options)
+
+    trainer.compute_loss = recording
+"""
+RECORD_GRPO = """
+import json
+import os
+
+
+def recorded_reward(completions, note=None, trainer_state=None, **columns):
+    if trainer_state is not None:
+        seen = {"step": trainer_state.global_step, "rows": [course.digest(text) for text in note]}
+        with (run / f"seen-{os.environ.get('RANK', 0)}.jsonl").open("a") as out:
+            out.write(json.dumps(seen) + "\\n")
+    return [0.0] * len(completions)
+
+
+rewards.recorded_reward = recorded_reward
+"""
+
+
+def seen(root: Path) -> list[list[dict]]:
+    """What the processes saw, one list for each."""
+    places = sorted(small.run_folder(root).glob("seen-*.jsonl"))
+    return [[json.loads(line) for line in place.read_text().splitlines()] for place in places]
+
+
+def rows(records: list[dict]) -> Counter[str]:
+    return Counter(row for record in records for row in record["rows"])
+
+
+def launch(root: Path, name: str) -> str:
+    """`make launch` of a notebook, by the command that the Makefile gives; what it prints."""
+    make = ["make", "-n", "-o", ".venv/ready", "launch", f"NB={name}", "CONFIG=configs/ddp.yaml"]
+    recipe = subprocess.run(make, cwd=small.ROOT, text=True, capture_output=True, check=True).stdout.split()
+    assert recipe[0] == ".venv/bin/python", recipe
+    done = subprocess.run([sys.executable, *recipe[1:]], env=small.environment(root), cwd=small.ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def moved(root: Path, name: str) -> Path:
+    return Path(shutil.copytree(root, root.parent / name))
+
+
+def distance(one: dict, other: dict) -> float:
+    """Euclidean distance of two adapters."""
+    assert one.keys() == other.keys()
+    return float(np.sqrt(sum(((one[name] - other[name]) ** 2).sum() for name in one)))
+
+
+def assert_written_once(root: Path, said: str, artefact: str) -> None:
+    """One process spoke and wrote; the artefact is whole, and up to date for whoever comes next on one process."""
+    run = small.run_folder(root)
+    assert len(re.findall(f"^{artefact}: making it", said, re.M)) == 1
+    assert said.count(course.NOTICE) == 1 and len(list((run / "figures").glob("*_training.png"))) == 1
+    assert not [p for p in run.iterdir() if p.name.startswith(f".{artefact}")] and not (run / ".work" / artefact).exists()
+    again = small.course(root, "script", {"sft": "03_lora_sft", "grpo": "04_qlora_grpo"}[artefact])
+    assert f"{artefact}: " in again and "is up to date, loaded" in again and "making it" not in again
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, cases, traces, and 03 such that one step is one epoch of six micro-batches."""
+    root = tmp_path_factory.mktemp("launch") / "prepared"
+    small.prepare(root)
+    small.copy_notebook(root, "03_lora_sft", settings={"steps": 5, "batch": 4, "accumulate": small.ROWS // 4},
+                        cuts={"    checkpoint = get_last": "    record(trainer)\n    checkpoint = get_last"}, extra=RECORD_SFT)
+    return root
+
+
+@pytest.fixture(scope="module")
+def sft(prepared: Path) -> Path:
+    """03 on one process, run as a script as well: nothing but the number of processes differs."""
+    root = moved(prepared, "sft")
+    small.course(root, "script", "03_lora_sft")
+    return root
+
+
+@pytest.mark.slow
+def test_sft_on_two_processes_sees_each_trace_once_an_epoch_and_ends_like_one(prepared: Path, sft: Path) -> None:
+    root = moved(prepared, "sft-launched")
+    said = launch(root, "03_lora_sft")
+    processes = seen(root)
+    assert len(processes) == 2
+    for step in range(5):  # one epoch each
+        halves = [rows([record for record in records if record["step"] == step]) for records in processes]
+        assert [half.total() for half in halves] == [small.ROWS // 2] * 2
+        both = halves[0] + halves[1]
+        assert len(both) == small.ROWS and set(both.values()) == {1}, "a trace was seen twice in an epoch, or not at all"
+    assert rows(seen(sft)[0]) == rows(processes[0]) + rows(processes[1])
+    assert_written_once(root, said, "sft")
+    # A step sums the same gradients in another order. Adam divides by their size, so that rounding shows where they are
+    # all but zero; hence a share of the way that the adapter went, and not the last digit.
+    one, two = (small.weights(small.run_folder(r) / "sft") for r in (sft, root))
+    way = distance(one, {name: np.zeros_like(value) if "lora_B" in name else value for name, value in one.items()})
+    assert distance(one, two) < 0.02 * way
+
+
+@pytest.mark.slow
+def test_grpo_on_two_processes_sees_each_prompt_once_an_epoch_and_ends_within_noise(sft: Path) -> None:
+    roots = {}
+    for name, seed in (("launched", 0), ("one", 1), ("other", 2)):
+        roots[name] = moved(sft, f"grpo-{name}")
+        for old in small.run_folder(roots[name]).glob("seen-*.jsonl"):
+            old.unlink()
+        small.copy_notebook(
+            roots[name], "04_qlora_grpo", extra=RECORD_GRPO, cuts={
+                'cases[cases["split"] == "train"], cases': 'cases[cases["split"] == "train"].head(8), cases',
+                # Other roll-outs of the same prompts; the processes of a launch draw from seeds of their own anyway.
+                "    trainer.train(": f"    torch.manual_seed({seed} + int(os.environ.get('RANK', 0)))\n    trainer.train("},
+            settings={"steps": 8, "rewards": ["vowel_reward", "recorded_reward"], "weights": [1.0, 0.0]})
+    said = launch(roots["launched"], "04_qlora_grpo")
+    for name in ("one", "other"):
+        small.course(roots[name], "script", "04_qlora_grpo")
+    processes = seen(roots["launched"])
+    assert len(processes) == 2
+    for epoch in (range(4), range(4, 8)):
+        both = sum((rows([r for r in records if r["step"] in epoch]) for records in processes), Counter())
+        assert len(both) == 8 and set(both.values()) == {2}, "each prompt once an epoch, with its group of two roll-outs"
+    assert rows(seen(roots["one"])[0]) == rows(processes[0]) + rows(processes[1])
+    assert_written_once(roots["launched"], said, "grpo")
+    # The roll-outs are other ones, so the adapters differ; not by more than two runs on one process with other draws do.
+    made = {name: small.weights(small.run_folder(root) / "grpo") for name, root in roots.items()}
+    noise = distance(made["one"], made["other"])
+    assert 0 < distance(made["launched"], made["one"]) < 1.5 * noise
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_configuration_is_one_that_accelerate_reads(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    text = path.read_text()
+    assert load_config_from_file(str(path)).num_processes == yaml.safe_load(text)["num_processes"] > 1
+    assert ("NOT RUN" in text.splitlines()[0]) != (path.stem == "ddp")
+
+
+@pytest.mark.parametrize(("processes", "batch", "accumulate", "each"), [
+    (1, 16, 1, (16, 1)), (2, 16, 1, (8, 1)), (4, 2, 8, (2, 2)), (4, 2, 16, (2, 4)), (3, 4, 6, (4, 2)), (8, 2, 4, (1, 1))])
+def test_the_processes_share_the_rows_of_a_step(monkeypatch, processes: int, batch: int, accumulate: int, each: tuple) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert course.per_device(batch, accumulate) == each
+    with pytest.raises(ValueError, match="11 rows per step cannot be shared among 7 processes"):
+        monkeypatch.setenv("WORLD_SIZE", "7")
+        course.per_device(11, 1)
+
+
+def test_a_script_shows_what_a_cell_says_and_where_it_failed(places: Path) -> None:
+    import nbformat
+
+    def write(*cells: str) -> None:
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (course.SETUP_CELL, *cells)])
+        nbformat.write(nb, places / "notebooks" / "00_start_here.ipynb")
+
+    def script(**env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "helpers.course", "script", "00_start_here"], env={**os.environ, **env},
+                              cwd=small.ROOT, text=True, capture_output=True)
+
+    write("# nothing", "import os\n6 * 7\nos.environ['MPLBACKEND'] + '!'", "profile.name")
+    done = script()
+    assert done.returncode == 0, done.stderr
+    assert "'agg!'\n'tiny'\n" in done.stdout and "42" not in done.stdout
+    assert script(RANK="1").stdout == ""
+    write("x = 1\ny = x / 0")
+    failed = script()
+    assert failed.returncode == 1 and '"00_start_here, cell 2", line 2' in failed.stderr and "y = x / 0" in failed.stderr

@@ -1,0 +1,160 @@
+"""Nothing lost: trainings and inference killed outright go on where they were, and end as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_course as small
+
+from helpers import course
+
+pytestmark = pytest.mark.slow
+
+# Columns of a training log that tell what was computed; the others tell time, or count from the last start.
+TIMELESS = ["step", "loss", "grad_norm", "learning_rate", "reward", "reward_std", "completions/mean_length", "eval_reward"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, cases, traces and the three notebooks, cut down."""
+    root = tmp_path_factory.mktemp("resume") / "prepared"
+    small.prepare(root)
+    for name in small.CUTS:
+        small.copy_notebook(root, name)
+    return root
+
+
+def moved(root: Path, name: str) -> Path:
+    """A copy of a course: keys are made from contents, so it is up to date wherever it lies."""
+    return Path(shutil.copytree(root, root.parent / name))
+
+
+@pytest.fixture(scope="module")
+def sft(prepared: Path) -> Path:
+    """03 run to its end without a stop."""
+    root = moved(prepared, "sft")
+    assert "training begins at step 0" in small.run_notebook(root, "03_lora_sft")
+    return root
+
+
+@pytest.fixture(scope="module")
+def grpo(sft: Path) -> Path:
+    """04 run to its end without a stop."""
+    root = moved(sft, "grpo")
+    assert "training begins at step 0" in small.run_notebook(root, "04_qlora_grpo")
+    return root
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    a, b = small.weights(one), small.weights(other)
+    assert a.keys() == b.keys()
+    differ = [name for name in a if not np.array_equal(a[name], b[name])]
+    assert not differ, f"{len(differ)} of {len(a)} weights differ, such as {differ[0]}"
+    logs = [pd.read_csv(folder / "training_log.csv") for folder in (one, other)]
+    shared = [column for column in TIMELESS if column in logs[0]]
+    pd.testing.assert_frame_equal(*(log[shared] for log in logs))
+
+
+def half_written(work: Path, whole: str, half: str) -> None:
+    """A checkpoint as a kill leaves it that comes while it is written: weights are there, the state is not."""
+    shutil.copytree(work / whole, work / half)
+    (work / half / "trainer_state.json").unlink()
+
+
+def test_sft_killed_in_its_second_epoch_ends_with_the_same_weights(prepared: Path, sft: Path) -> None:
+    root = moved(prepared, "sft-killed")
+    small.kill_notebook(root, "03_lora_sft", 12)
+    run = small.run_folder(root)
+    assert not (run / "sft").exists()
+    assert [p.name for p in (run / ".work" / "sft").glob("checkpoint-*")] == ["checkpoint-10"]  # of 6 steps an epoch
+    half_written(run / ".work" / "sft", "checkpoint-10", "checkpoint-12")
+    said = small.run_notebook(root, "03_lora_sft")
+    assert "sft: making it because it is not there yet; going on from the last checkpoint" in said
+    assert "training begins at step 10" in said
+    assert_same_training(small.run_folder(sft) / "sft", run / "sft")
+    assert small.stamp(root, "sft")["key"] == small.stamp(sft, "sft")["key"]
+
+
+def test_grpo_killed_between_roll_outs_ends_with_the_same_weights(sft: Path, grpo: Path) -> None:
+    root = moved(sft, "grpo-killed")
+    run = small.run_folder(root)
+    for kill, begins in ((3, 0), (5, 2)):  # twice: what went on can be killed as well
+        small.kill_notebook(root, "04_qlora_grpo", kill)
+        assert [p.name for p in (run / ".work" / "grpo").glob("checkpoint-*")] == [f"checkpoint-{begins + 2}"]
+    assert not (run / "grpo").exists()
+    said = small.run_notebook(root, "04_qlora_grpo")
+    assert "going on from the last checkpoint" in said and "training begins at step 4" in said
+    before, after = small.weights(run / "sft"), small.weights(run / "grpo")
+    assert any(not np.array_equal(before[name], after[name]) for name in before), "GRPO trained nothing"
+    assert_same_training(small.run_folder(grpo) / "grpo", run / "grpo")
+
+
+def test_inference_keeps_the_models_that_have_answered(grpo: Path) -> None:
+    root, whole = moved(grpo, "answers-killed"), moved(grpo, "answers")
+    small.run_notebook(whole, "05_inference")
+    small.kill_notebook(root, "05_inference", "grpo")
+    work = small.run_folder(root) / ".work" / "predictions"
+    made = {name: (work / f"{name}.parquet").stat().st_mtime_ns for name in ("base", "sft")}
+    assert not (work / "grpo.parquet").exists() and not (small.run_folder(root) / "predictions").exists()
+    (work / "grpo.part").write_bytes(b"PAR1 and no more")  # as a kill leaves it that comes while a table is written
+    said = small.run_notebook(root, "05_inference")
+    assert "going on from the last checkpoint" in said
+    assert "answers of grpo\n" in said and "answers of base\n" not in said and "answers of sft\n" not in said
+    there, expected = (small.run_folder(r) / "predictions" for r in (root, whole))
+    assert made == {name: (there / f"{name}.parquet").stat().st_mtime_ns for name in made}
+    assert {p.name for p in there.iterdir()} == {p.name for p in expected.iterdir()}
+    for path in expected.glob("*.parquet"):
+        pd.testing.assert_frame_equal(pd.read_parquet(there / path.name), pd.read_parquet(path), obj=path.stem)
+
+
+# ---------------------------------------------------------------------------------------------- in the very act
+
+COMMIT = """
+import os, signal, sys
+from helpers import course
+
+left = int(sys.argv[1])
+
+def counting(real):
+    def act(*paths):
+        global left
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        real(*paths)
+    return act
+
+job = course.artefact("base", {"edition": 2})
+for name in ("config", "weights"):
+    (job.tmp / name).write_text("second edition of " + name)
+(job.work / "checkpoint").write_text("")
+os.replace, os.rename = counting(os.replace), counting(os.rename)
+job.commit()
+"""
+
+
+def test_a_kill_at_any_move_of_a_commit_leaves_the_old_way_on_or_the_whole(places: Path) -> None:
+    kills = 0
+    for moves in range(10):
+        shutil.rmtree(places / "runs", ignore_errors=True)
+        job = course.artefact("base", {"edition": 1})
+        (job.tmp / "config").write_text("first edition")
+        path = job.commit()
+        done = subprocess.run([sys.executable, "-c", COMMIT, str(moves)], env=os.environ, cwd=small.ROOT, capture_output=True)
+        if course.why_stale("base", {"edition": 2}):
+            assert done.returncode == -9
+            kills += 1
+            again = course.artefact("base", {"edition": 2})
+            assert again.stale and (again.work / "checkpoint").exists(), f"killed at move {moves + 1}: the work is lost"
+            again.lock.release(force=True)
+            continue
+        assert sorted(p.read_text() for p in path.iterdir()) == ["second edition of config", "second edition of weights"]
+        break
+    assert done.returncode == 0 and kills == 3  # the old one aside, the stamp, the new one in

@@ -324,7 +324,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("table", help="print the table of the run")
     commands.add_parser("report", help="write report.html")
     chosen = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in (signal.SIGINT, signal.SIGTERM):  # a shell starts what it puts in the background with SIGINT ignored
+        signal.signal(name, signal.default_int_handler)
     try:
         if chosen.command == "run":
             run(chosen.only)

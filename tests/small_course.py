@@ -109,7 +109,7 @@ def copy_notebook(root: Path, name: str, *, settings: dict | None = None, cuts: 
                   extra: str = "") -> None:
     """The notebook `name`, cut down, among the notebooks of `root`; the rest goes beyond what stands in CUTS."""
     cut = CUTS[name]
-    nb = nbformat.read(Path(os.environ.get("DEV_NB", ROOT / "notebooks")) / f"{name}.ipynb", as_version=4)
+    nb = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     cells = [cell for cell in nb.cells if cell.cell_type == "code"]
     last = max(i for i, cell in enumerate(cells) if str(cut["last"]) in cell.source)
     whole = "\0".join(cell.source for cell in cells[: last + 1])

@@ -140,7 +140,9 @@ def test_more_never_takes_less(p: Profile, stage: str, times: int) -> None:
     assert peak(replace(p, gradient_checkpointing=False), stage) > before
     one, two = (fit.estimate(p, stage, gpu=True, processes=n) for n in (1, 2))
     assert two["weights"] == one["weights"] and two["lora"] == pytest.approx(1.25 * one["lora"])  # all of it, and DDP's buckets
-    assert two["activations"] == one["activations"] and two["kv"] == pytest.approx(one["kv"] / 2)  # half as many micro-steps
+    # half as many micro-steps; where the profile says how many of them are generated at once, that number stays
+    shared = 1 if p.grpo_steps_per_generation else 2
+    assert two["activations"] == one["activations"] and two["kv"] == pytest.approx(one["kv"] / shared)
     in_four, in_sixteen = (peak(replace(p, **{f"{stage}_4bit": bits}), stage) for bits in (True, False))
     assert in_four < in_sixteen
 
@@ -175,7 +177,7 @@ def test_measured_peaks_count_only_for_the_profile_as_it_ships(monkeypatch: pyte
     monkeypatch.setattr(profiles, "_gpu_gb", lambda: None)
     tiny = profiles.get("tiny")
     assert fit.measured(tiny, "grpo") == tiny.peak_gb["04_qlora_grpo"]
-    assert fit.measured(replace(tiny, grpo_batch=32, grpo_grad_accum=2), "grpo") is None
+    assert fit.measured(replace(tiny, grpo_batch=tiny.grpo_batch // 2, grpo_grad_accum=2 * tiny.grpo_grad_accum), "grpo") is None
     monkeypatch.setattr(profiles, "_gpu_gb", lambda: 24.0)
     assert fit.measured(tiny, "grpo") is None  # measured on a CPU
 

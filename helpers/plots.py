@@ -247,8 +247,9 @@ def note_lengths(lengths: Sequence[int], limit: int | None = None, unit: str = "
     fig, ax = plt.subplots(figsize=(WIDTH, 2.9))
     import seaborn as sns
 
-    bins = min(60, max(10, int(np.sqrt(len(values)))))
-    sns.histplot(x=values, bins=bins, kde=bool(np.ptp(values)), color=MID, alpha=0.8, edgecolor="white", linewidth=0.4, ax=ax)
+    whole = max(1, int(np.ceil(np.ptp(values) / 50)))  # tokens to a bar: with a broken number some bars would stand out
+    edges = np.arange(values.min() - 0.5, values.max() + whole + 0.5, whole)
+    sns.histplot(x=values, bins=edges, kde=bool(np.ptp(values)), color=MID, alpha=0.8, edgecolor="white", linewidth=0.4, ax=ax)
     marks = [(float(np.median(values)), "median", ":")] + ([(limit, "limit", "--")] if limit is not None else [])
     for x, name, line in marks:
         ax.axvline(x, color="black", lw=1.5, ls=line)

@@ -18,6 +18,7 @@ import yaml
 
 from helpers import course
 
+START = "models.float32_adapters(trainer.model)"  # the last call before a training starts
 CONFIGS = sorted((small.ROOT / "configs").glob("*.yaml"))
 
 # Which rows each process saw, kept by process: SFT by a hash of the tokens, GRPO by the note that came with the completions.
@@ -102,7 +103,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("launch") / "prepared"
     small.prepare(root)
     small.copy_notebook(root, "03_lora_sft", settings={"steps": 5, "batch": 4, "accumulate": small.ROWS // 4},
-                        cuts={"    checkpoint = get_last": "    record(trainer)\n    checkpoint = get_last"}, extra=RECORD_SFT)
+                        cuts={START: f"{START}; record(trainer)"}, extra=RECORD_SFT)
     return root
 
 
@@ -145,7 +146,7 @@ def test_grpo_on_two_processes_sees_each_prompt_once_an_epoch_and_ends_within_no
             roots[name], "04_qlora_grpo", extra=RECORD_GRPO, cuts={
                 'cases[cases["split"] == "train"], cases': 'cases[cases["split"] == "train"].head(8), cases',
                 # Other roll-outs of the same prompts; the processes of a launch draw from seeds of their own anyway.
-                "    trainer.train(": f"    torch.manual_seed({seed} + int(os.environ.get('RANK', 0)))\n    trainer.train("},
+                START: f"{START}; torch.manual_seed({seed} + int(os.environ.get('RANK', 0)))"},
             settings={"steps": 8, "rewards": ["vowel_reward", "recorded_reward"], "weights": [1.0, 0.0]})
     said = launch(roots["launched"], "04_qlora_grpo")
     for name in ("one", "other"):

@@ -26,6 +26,7 @@ def predict(
     batch_size: int = 128,
     samples: int = 1,
     temperature: float = 0.0,
+    seed: int | None = None,
     valid_codes: Iterable[str] | None = None,
     dictionary: Iterable[str] | None = None,
     to_messages: Callable[[str], list[dict[str, str]]] = prompts.messages,
@@ -33,8 +34,9 @@ def predict(
 ) -> pd.DataFrame:
     """Answers of a model for cases (columns subject_id, hadm_id, note), one row per case and sample, in the order of cases.
 
-    Greedy at temperature 0, else `samples` draws per case. `predicted` is the normalised code, null where the answer is
-    unusable: no code, or one that is neither in ICD-10-CM nor in `dictionary` (MIMIC's own). valid_codes: decode under a trie
+    Greedy at temperature 0, else `samples` draws per case, the same for the same `seed` whatever ran before. `predicted` is the
+    normalised code, null where the answer is unusable: no code, or one that is neither in ICD-10-CM nor in `dictionary` (MIMIC's
+    own). valid_codes: decode under a trie
     of these codes, from `<diagnosis>` on. Cases are sorted by length, so that a batch wastes little padding; `progress` wraps
     the list of batch starts (course.progress). Research use only: no answer is a diagnosis. Raises ValueError for bad sizes.
     """
@@ -58,6 +60,8 @@ def predict(
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
     )
+    if seed is not None:
+        torch.manual_seed(seed)
     try:
         for start in progress(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]

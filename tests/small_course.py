@@ -71,14 +71,14 @@ rewards.vowel_reward = vowel_reward
 """
 
 SFT = {
-    "settings": {"steps": 14, "batch": 4, "lora_r": 4, "lora_alpha": 8},
+    "settings": {"steps": 14, "batch": 4, "accumulate": 1, "lora_r": 4, "lora_alpha": 8},
     "profile": {"sft_save_steps": 5, "sft_warmup": 2},
     "cuts": {".head(128)": ".head(2)", 'course.TrainerProgress("SFT")': 'course.TrainerProgress("SFT"), Hold()'},
     "last": "03_training",
 }
 GRPO = {
-    "settings": {"steps": 6, "prompts_per_step": 2, "num_generations": 2, "batch": 4, "max_completion": 12, "watch_every": 2,
-                 "rewards": ["vowel_reward"], "weights": [1.0], "learning_rate": 1e-3},
+    "settings": {"steps": 6, "prompts_per_step": 4, "num_generations": 2, "batch": 4, "accumulate": 2, "max_completion": 12,
+                 "watch_every": 2, "rewards": ["vowel_reward"], "weights": [1.0], "learning_rate": 1e-3},
     "profile": {"grpo_save_steps": 2},
     "cuts": {".head(64)": ".head(2)", "train.sample(24": "train.sample(2",
              'course.TrainerProgress("GRPO")': 'course.TrainerProgress("GRPO"), Hold()'},

@@ -64,6 +64,15 @@ def test_several_samples_differ_and_are_numbered(loaded, cases: pd.DataFrame) ->
     assert drawn.groupby("hadm_id")["completion"].nunique().max() > 1
 
 
+def test_a_seed_gives_the_same_samples_whatever_ran_before(loaded, cases: pd.DataFrame) -> None:
+    options = {"samples": 3, "temperature": 1.2, "max_new_tokens": 12, "seed": 5}
+    first = inference.predict(*loaded, cases.head(2), **options)
+    torch.rand(7)
+    pd.testing.assert_frame_equal(inference.predict(*loaded, cases.head(2), **options), first)
+    other = inference.predict(*loaded, cases.head(2), **(options | {"seed": 6}))
+    assert (other["completion"] != first["completion"]).any()
+
+
 @pytest.mark.parametrize(("answer", "expected"), [
     ("Pain.\n</think>\n<diagnosis>I21.4</diagnosis>", "I214"),
     ("Pain.\n</think>\n<diagnosis>i214</diagnosis>", "I214"),

@@ -68,7 +68,7 @@ def rows(records: list[dict]) -> Counter[str]:
 
 def launch(root: Path, name: str) -> str:
     """`make launch` of a notebook, by the command that the Makefile gives; what it prints."""
-    make = ["make", "-n", "-o", ".venv/ready", "launch", f"NB={name}", "CONFIG=configs/ddp.yaml"]
+    make = ["make", "-n", "--no-print-directory", "-o", ".venv/ready", "launch", f"NB={name}", "CONFIG=configs/ddp.yaml"]
     recipe = subprocess.run(make, cwd=small.ROOT, text=True, capture_output=True, check=True).stdout.split()
     assert recipe[0] == ".venv/bin/python", recipe
     done = subprocess.run([sys.executable, *recipe[1:]], env=small.environment(root), cwd=small.ROOT, text=True,
@@ -87,13 +87,13 @@ def distance(one: dict, other: dict) -> float:
     return float(np.sqrt(sum(((one[name] - other[name]) ** 2).sum() for name in one)))
 
 
-def assert_written_once(root: Path, said: str, artefact: str) -> None:
+def assert_written_once(root: Path, said: str, notebook: str, artefact: str) -> None:
     """One process spoke and wrote; the artefact is whole, and up to date for whoever comes next on one process."""
     run = small.run_folder(root)
     assert len(re.findall(f"^{artefact}: making it", said, re.M)) == 1
-    assert said.count(course.NOTICE) == 1 and len(list((run / "figures").glob("*_training.png"))) == 1
+    assert said.count(course.NOTICE) == 1 and (run / "figures" / f"{notebook[:2]}_training.png").is_file()
     assert not [p for p in run.iterdir() if p.name.startswith(f".{artefact}")] and not (run / ".work" / artefact).exists()
-    again = small.course(root, "script", {"sft": "03_lora_sft", "grpo": "04_qlora_grpo"}[artefact])
+    again = small.course(root, "script", notebook)
     assert f"{artefact}: " in again and "is up to date, loaded" in again and "making it" not in again
 
 
@@ -127,12 +127,12 @@ def test_sft_on_two_processes_sees_each_trace_once_an_epoch_and_ends_like_one(pr
         both = halves[0] + halves[1]
         assert len(both) == small.ROWS and set(both.values()) == {1}, "a trace was seen twice in an epoch, or not at all"
     assert rows(seen(sft)[0]) == rows(processes[0]) + rows(processes[1])
-    assert_written_once(root, said, "sft")
-    # A step sums the same gradients in another order. Adam divides by their size, so that rounding shows where they are
-    # all but zero; hence a share of the way that the adapter went, and not the last digit.
+    assert_written_once(root, said, "03_lora_sft", "sft")
+    # A step sums the same gradients in another order, so the last digits differ (4e-6 of the way was seen). Adam divides by
+    # the size of a gradient, which lets rounding show where that is all but zero: hence not the last digit, but a thousandth.
     one, two = (small.weights(small.run_folder(r) / "sft") for r in (sft, root))
     way = distance(one, {name: np.zeros_like(value) if "lora_B" in name else value for name, value in one.items()})
-    assert distance(one, two) < 0.02 * way
+    assert distance(one, two) < 1e-3 * way
 
 
 @pytest.mark.slow
@@ -153,11 +153,11 @@ def test_grpo_on_two_processes_sees_each_prompt_once_an_epoch_and_ends_within_no
         small.course(roots[name], "script", "04_qlora_grpo")
     processes = seen(roots["launched"])
     assert len(processes) == 2
-    for epoch in (range(4), range(4, 8)):
+    for epoch in ((0, 1), (2, 3), (4, 5), (6, 7)):  # 8 prompts, 4 a step
         both = sum((rows([r for r in records if r["step"] in epoch]) for records in processes), Counter())
         assert len(both) == 8 and set(both.values()) == {2}, "each prompt once an epoch, with its group of two roll-outs"
     assert rows(seen(roots["one"])[0]) == rows(processes[0]) + rows(processes[1])
-    assert_written_once(roots["launched"], said, "grpo")
+    assert_written_once(roots["launched"], said, "04_qlora_grpo", "grpo")
     # The roll-outs are other ones, so the adapters differ; not by more than two runs on one process with other draws do.
     made = {name: small.weights(small.run_folder(root) / "grpo") for name, root in roots.items()}
     noise = distance(made["one"], made["other"])

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -456,6 +456,28 @@ def TrainerProgress(label: str) -> TrainerCallback:
             self.bar.close()
 
     return Steps()
+
+
+def HeldOut(every: int, measure: Callable[[], float], show: Callable[[dict[str, float]], Any] | None = None) -> TrainerCallback:
+    """A callback that puts `measure()`, a reward on notes that are not trained on, into the trainer's log as `eval_reward`.
+
+    At the start, every so many steps and at the end; once for each step, also where a training goes on. `show` gets the row too.
+    """
+    from transformers import TrainerCallback
+
+    class Watching(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not any(row["step"] == state.global_step and "eval_reward" in row for row in state.log_history):
+                row = {"step": state.global_step, "eval_reward": measure()}
+                state.log_history.append(row)  # saved with each checkpoint
+                if show:
+                    show(row)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % every == 0 or state.global_step == state.max_steps:
+                self.on_train_begin(args, state, control)
+
+    return Watching()
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class Profile:
     grpo_steps_per_generation: int | None = None  # micro-steps fed by one generation; None: grpo_grad_accum
     grpo_lr: float
     grpo_warmup: int = 0
+    grpo_schedule: str = "constant_with_warmup"  # of the learning rate, as transformers names it
     grpo_4bit: bool = True
     grpo_temperature: float = 1.0
     grpo_max_completion: int

@@ -3,12 +3,14 @@
 Question, fixed before the runs: full-code macro-F1 of SFT + GRPO with the hierarchical reward, minus SFT alone. Each seed has
 its own split of the patients, its own traces, SFT and GRPO; all arms answer the cases of one hospital that nothing else sees. A
 sceptic's arms spend the same labels on supervised training instead. What is finished is kept as a column of
-results/study/predictions.csv and a training log beside it; what was interrupted goes on from its last checkpoint.
+results/study/predictions.csv and a training log beside it; what was interrupted goes on from its last checkpoint. Started
+twice, two processes share the work (OMP_NUM_THREADS=1 for each: on 2 cores that is faster than one process on both).
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -21,9 +23,14 @@ import pandas as pd
 from helpers import course, inference, metrics, mimic, models, profiles, prompts, rewards, synthetic, traces
 
 RESULTS = Path(__file__).parent.parent / "results" / "study"
-TEST_SEED, TEST_ADMISSIONS = 50, 4900  # of the study's own test hospital: at least 4,000 cases after the funnel
+TEST_SEED, TEST_ADMISSIONS = 50, 4450  # of the study's own test hospital: at least 4,000 cases after the funnel
 CODE_ALONE = "The code alone."  # reasoning of the arm that is taught codes without reasons
 MARGIN = -0.02  # "no loss" at category and chapter
+WATCHED, WATCH_EVERY = 256, 25  # validation notes whose reward is looked at during GRPO, and how often (steps)
+PRIMARY = ("sft", "grpo", "full")
+SECONDARY = (*((*PRIMARY[:2], level) for level in ("category", "chapter")),
+             *(("sft", arm, "full") for arm in ("grpo-strict", "sft-codes", "sft-own")),
+             *((arm, "grpo", "full") for arm in ("grpo-strict", "sft-codes", "sft-own")))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,22 @@ class Arm:
     longer: float = 1.0  # times the profile's SFT steps
 
 
+# Supervised arms see each of their rows as often as SFT sees its traces (about 2.4 times): twice the rows, twice the steps.
 ARMS = {
     "sft": Arm("SFT on the traces of half of the cases"),
     "grpo": Arm("SFT, then GRPO with the hierarchical reward", "sft", ("format_reward", "hierarchical_reward"), (0.1, 1.0)),
+    "sft-codes": Arm("supervised on the codes of all cases, without reasons", taught="codes", longer=2.0),
+    "sft-own": Arm("rejection sampling: SFT on the traces and on the SFT model's own right answers", "sft", taught="own",
+                   longer=1.5),
     "grpo-strict": Arm("SFT, then GRPO that pays the exact code alone", "sft", ("format_reward", "exact_reward"), (0.1, 1.0)),
-    "sft-codes": Arm("supervised on the codes of all cases, without reasons", taught="codes"),
-    "sft-own": Arm("rejection sampling: SFT on the traces and on the SFT model's own right answers", "sft", taught="own"),
+    "sft-no-habit": Arm("SFT, the teacher without its habit", habit=0.0, core=False),
+    "grpo-no-habit": Arm("GRPO after the teacher without its habit", "sft-no-habit", ("format_reward", "hierarchical_reward"),
+                         (0.1, 1.0), core=False),
     "sft-longer": Arm("SFT with twice the steps", longer=2.0, core=False),
     "grpo-prefix": Arm("GRPO that pays the common prefix", "sft", ("format_reward", "prefix_reward"), (0.1, 1.0), core=False),
     "grpo-released": Arm("GRPO with the released reward", "sft", ("deepicd_reward",), (1 / 60,), core=False),
     "grpo-grounded": Arm("GRPO, hierarchical and grounding rewards", "sft",
                          ("format_reward", "hierarchical_reward", "grounding_reward"), (0.1, 1.0, 0.2), core=False),
-    "sft-no-habit": Arm("SFT, the teacher without its habit", habit=0.0, core=False),
-    "grpo-no-habit": Arm("GRPO after the teacher without its habit", "sft-no-habit", ("format_reward", "hierarchical_reward"),
-                         (0.1, 1.0), core=False),
     "grpo-zero": Arm("GRPO without SFT", rewards=("format_reward", "hierarchical_reward"), weights=(0.1, 1.0), core=False),
 }  # fmt: skip
 
@@ -79,10 +88,10 @@ def test_cases() -> pd.DataFrame:
     return mimic.build_cases(hospitals()[1], seed=0)
 
 
-def training_cases(seed: int) -> pd.DataFrame:
-    """The course's training cases under this seed's split of the patients."""
+def cases_of(split: str, seed: int) -> pd.DataFrame:
+    """The course's cases of "train", "val" or "test" under this seed's split of the patients."""
     cases = mimic.build_cases(hospitals()[0], seed=seed)
-    return cases[cases["split"] == "train"].reset_index(drop=True)
+    return cases[cases["split"] == split].reset_index(drop=True)
 
 
 def _traces(cases: pd.DataFrame, arm: Arm, profile: profiles.Profile, seed: int, start: Path | None) -> pd.DataFrame:
@@ -90,10 +99,10 @@ def _traces(cases: pd.DataFrame, arm: Arm, profile: profiles.Profile, seed: int,
     if arm.taught == "codes":
         return traces.checked([(c.hadm_id, CODE_ALONE, c.code, c.note) for c in cases.itertuples()])
     taught = traces.from_template(half, habit=arm.habit)
-    if arm.taught == "own":  # four answers to each case without a trace; of the right ones, the first
+    if arm.taught == "own":  # two answers to each case without a trace, about GRPO's number of roll-outs; the first right one
         others = cases[~cases["hadm_id"].isin(half["hadm_id"])]
         model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit)
-        said = _answers(model, tokenizer, others, profile, samples=4, temperature=1.0, batch_size=16)
+        said = _answers(model, tokenizer, others, profile, samples=2, temperature=1.0, batch_size=64, seed=seed)
         said = said.merge(others[["hadm_id", "code", "note"]], on="hadm_id")
         well = [prompts.parse(text).is_well_formed for text in said["completion"]]
         right = said[(said["predicted"] == said["code"]) & well].drop_duplicates("hadm_id")
@@ -105,7 +114,7 @@ def _traces(cases: pd.DataFrame, arm: Arm, profile: profiles.Profile, seed: int,
 def _answers(model: Any, tokenizer: Any, cases: pd.DataFrame, profile: profiles.Profile, **options: Any) -> pd.DataFrame:
     limits = {"max_new_tokens": profile.max_new_tokens, "max_note_tokens": profile.max_note_tokens}
     watch = {"progress": lambda x: course.progress(x, "answers")}
-    return inference.predict(model, tokenizer, cases, **({"batch_size": 64} | limits | watch | options))
+    return inference.predict(model, tokenizer, cases, **({"batch_size": 128} | limits | watch | options))
 
 
 def train(name: str, seed: int, out: Path, start: Path | None) -> None:
@@ -116,29 +125,40 @@ def train(name: str, seed: int, out: Path, start: Path | None) -> None:
     import torch
     from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
+    from transformers.trainer_utils import get_last_checkpoint, set_seed
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
     arm, profile, work = ARMS[name], profiles.get("tiny"), out.with_name(f".{out.name}.work")
-    cases, common = training_cases(seed), {
+    set_seed(seed)  # LoRA draws its first weights before a trainer sets the seed
+    for half in work.glob("checkpoint-*/"):
+        if not course.read(half / "trainer_state.json"):  # what a trainer writes last
+            shutil.rmtree(half)
+    cases, common = cases_of("train", seed), {
         "output_dir": str(work), "report_to": "none", "disable_tqdm": True, "seed": seed, "bf16": False,
         "gradient_checkpointing": False, "dataloader_pin_memory": torch.cuda.is_available(), "save_total_limit": 1,
     }  # fmt: skip
     lora = LoraConfig(r=profile.sft_lora_r, lora_alpha=profile.sft_lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     if arm.rewards:
         model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit, trainable=True)
+        pays, watched = [getattr(rewards, r) for r in arm.rewards], cases_of("val", seed).head(WATCHED)
+
+        def held_out() -> float:
+            said = _answers(model, tokenizer, watched, profile)
+            return float(np.mean(rewards.total([*said["completion"]], [*watched["code"]], note=[*watched["note"]])))
+
         config = GRPOConfig(
             **common, max_steps=profile.grpo_steps, per_device_train_batch_size=profile.grpo_batch,
             gradient_accumulation_steps=profile.grpo_grad_accum, num_generations=profile.grpo_num_generations,
             max_completion_length=profile.grpo_max_completion, temperature=profile.grpo_temperature,
-            learning_rate=profile.grpo_lr, lr_scheduler_type="constant_with_warmup", warmup_steps=profile.grpo_warmup,
+            learning_rate=profile.grpo_lr, lr_scheduler_type=profile.grpo_schedule, warmup_steps=profile.grpo_warmup,
             beta=profile.grpo_beta, loss_type=profile.grpo_loss_type, reward_weights=list(arm.weights), logging_steps=1,
             save_steps=profile.grpo_save_steps,
         )  # fmt: skip
         trainer: Any = GRPOTrainer(
-            model=model, args=config, reward_funcs=[getattr(rewards, r) for r in arm.rewards], processing_class=tokenizer,
+            model=model, args=config, reward_funcs=pays, processing_class=tokenizer,
             train_dataset=traces.grpo_dataset(cases, tokenizer, profile.max_note_tokens),
-            callbacks=[course.TrainerProgress(name)], **({} if start else {"peft_config": lora}),
+            callbacks=[course.TrainerProgress(name), course.HeldOut(WATCH_EVERY, held_out)],
+            **({} if start else {"peft_config": lora}),
         )  # fmt: skip
     else:
         table = _traces(cases, arm, profile, seed, start)
@@ -159,55 +179,98 @@ def train(name: str, seed: int, out: Path, start: Path | None) -> None:
     part = out.with_name(f".{out.name}.part")
     trainer.model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row or "reward" in row])
+    rows = [row for row in trainer.state.log_history if {"loss", "reward", "eval_reward"} & set(row)]
+    log = pd.DataFrame(rows).groupby("step", as_index=False).first()
     log.to_csv(part / "training_log.csv", index=False)
     part.rename(out)
+    shutil.rmtree(work)
+
+
+def adapter(name: str, seed: int) -> Path:
+    """The adapter of an arm and seed, trained if it is not there yet, the one that it starts from first.
+
+    One process trains it; another that needs it meanwhile waits.
+    """
+    from filelock import FileLock
+
+    out, start = folder() / f"seed-{seed}" / name, ARMS[name].start
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(f"{name}.lock")):
+        if not out.is_dir():
+            train(name, seed, out, adapter(start, seed) if start else None)
+    return out
 
 
 def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
-    """Every arm of every seed that has no column in predictions.csv yet. Raises ValueError for an unknown arm."""
+    """Every arm of every seed that has no column in predictions.csv yet; what another process is at is left to it.
+
+    Raises ValueError for an unknown arm, and where predictions.csv holds answers to other cases.
+    """
+    import torch
+    from filelock import FileLock, Timeout
+
     if unknown := [name for name in arms if name not in ARMS]:
         raise ValueError(f"no arm is called {', '.join(unknown)}. Known: {', '.join(ARMS)}.")
     profile, cases = profiles.get("tiny"), test_cases()
+    blank = cases[["subject_id", "hadm_id", "code"]].astype(str)
     results.mkdir(parents=True, exist_ok=True)
     table, made = results / "predictions.csv", results / "runs.csv"
-    for seed in seeds:
-        for name in arms:
-            done = pd.read_csv(table, dtype=str) if table.exists() else cases[["subject_id", "hadm_id", "code"]].astype(str)
-            column = f"{name}/{seed}"
-            if column in done:
-                continue
-            started, arm = time.time(), ARMS[name]
-            out, start = folder() / f"seed-{seed}" / name, None
-            if arm.start:
-                start = folder() / f"seed-{seed}" / arm.start
-                if not start.is_dir():
-                    train(arm.start, seed, start, None)
-            print(f"seed {seed}, {name}: {arm.about}", flush=True)
-            if not out.is_dir():
-                train(name, seed, out, start)
-            trained = time.time()
-            model, tokenizer = models.load(profile, out, four_bit=profile.grpo_4bit)
-            said = _answers(model, tokenizer, cases, profile)
-            done[column] = said["predicted"].fillna("NIL").to_numpy()
-            log = pd.read_csv(out / "training_log.csv")
-            minutes = [round((b - a) / 60, 1) for a, b in ((started, trained), (trained, time.time()))]
-            row = {"arm": name, "seed": seed, "steps": int(log["step"].max()), "train_minutes": minutes[0],
-                   "answer_minutes": minutes[1], "usable": said["predicted"].notna().mean()}  # fmt: skip
-            log.to_csv(results / f"log-{name}-{seed}.csv", index=False)
-            course.write(made, (made.read_text() if made.exists() else ",".join(row) + "\n")
-                         + ",".join(map(str, row.values())) + "\n")  # fmt: skip
-            course.write(table, done.to_csv(index=False))  # last: a column counts as done
-    design = {"margin": MARGIN, "test_cases": len(cases), "profile": profile.record("sft") | profile.record("grpo")}
+
+    def done() -> pd.DataFrame:
+        so_far = pd.read_csv(table, dtype=str) if table.exists() else blank
+        if not so_far[[*blank]].equals(blank):
+            raise ValueError(f"{table} answers other cases than those of the test hospital: move it away to start anew.")
+        return so_far
+
+    for name, seed in ((name, seed) for name in arms for seed in seeds):
+        try:
+            with FileLock(folder() / f"{name}-{seed}.lock", timeout=0):
+                if (column := f"{name}/{seed}") in done():
+                    continue
+                print(f"seed {seed}, {name}: {ARMS[name].about}", flush=True)
+                started = time.time()
+                out = adapter(name, seed)
+                trained = time.time()
+                model, tokenizer = models.load(profile, out, four_bit=profile.grpo_4bit)
+                said = _answers(model, tokenizer, cases, profile)
+                log = pd.read_csv(out / "training_log.csv")
+                row = {"arm": name, "seed": seed, "steps": int(log["step"].max()), "threads": torch.get_num_threads(),
+                       "train_minutes": round((trained - started) / 60, 1),
+                       "answer_minutes": round((time.time() - trained) / 60, 1),
+                       "usable": round(said["predicted"].notna().mean(), 4)}  # fmt: skip
+                log.to_csv(results / f"log-{name}-{seed}.csv", index=False)
+                with FileLock(folder() / "table.lock"):
+                    course.write(made, (made.read_text() if made.exists() else ",".join(row) + "\n")
+                                 + ",".join(map(str, row.values())) + "\n")  # fmt: skip
+                    # Last, because a column counts as done.
+                    course.write(table, done().assign(**{column: said["predicted"].fillna("NIL").to_numpy()}).to_csv(index=False))
+        except Timeout:
+            print(f"seed {seed}, {name}: another process is at it", flush=True)
+    design = {"primary": PRIMARY, "secondary": SECONDARY, "margin": MARGIN, "test_cases": len(cases), "watched": WATCHED,
+              "profile": profile.record("sft") | profile.record("grpo")}  # fmt: skip
     course.write(results / "design.json", {"arms": {k: asdict(v) for k, v in ARMS.items()}, **design})
+
+
+def read(results: Path = RESULTS) -> pd.DataFrame:
+    """predictions.csv: subject_id, hadm_id, code and a column arm/seed for each finished run, all as text ("NIL": unusable).
+
+    Raises FileNotFoundError where the study has not begun.
+    """
+    if not (results / "predictions.csv").is_file():
+        raise FileNotFoundError(f"{results / 'predictions.csv'} is not there: the study has not begun. Run: make study")
+    return pd.read_csv(results / "predictions.csv", dtype=str)
 
 
 def contrast(table: pd.DataFrame, a: str, b: str, *, n_boot: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Arm b minus arm a, per level: macro-F1 difference, 95 % interval, two-sided p, seeds; from predictions.csv (as strings).
 
     Bootstrap over seeds and patients: each resample draws seeds with replacement and half of the patients without
-    (as `metrics` does), and averages the paired differences over the drawn seeds. Raises ValueError without a common seed.
+    (as `metrics` does), and averages the paired differences over the drawn seeds. The spread of few seeds is widened by
+    sqrt(n / (n - 1)), without which a bootstrap of 5 seeds is a tenth too narrow. `t_ci` is Student's interval over the seeds
+    alone, patients fixed: it is stricter about few seeds. Raises ValueError without a common seed.
     """
+    from scipy import stats
+
     seeds_a, seeds_b = ({c.split("/")[1] for c in table if c.startswith(f"{arm}/")} for arm in (a, b))
     seeds = sorted(seeds_a & seeds_b)
     if not seeds:
@@ -220,12 +283,53 @@ def contrast(table: pd.DataFrame, a: str, b: str, *, n_boot: int = 1000, seed: i
     for level in metrics.LEVELS:
         points = np.array([d[level][0] for d in per_seed])
         strays = np.stack([d[level][1] for d in per_seed])  # seeds x resamples, the same patients for each seed
-        means = (points[drawn] + strays[drawn, np.arange(n_boot)[:, None]]).mean(1)
-        point = float(points.mean())
+        point, n = float(points.mean()), len(seeds)
+        wide = point + (points - point) * (n / (n - 1)) ** 0.5 if n > 1 else points
+        means = (wide[drawn] + strays[drawn, np.arange(n_boot)[:, None]]).mean(1)
         away = means - means.mean()
         low, high = (float(point + q) for q in np.quantile(away, [0.025, 0.975]))
         p = (1 + int((np.abs(away) >= abs(point) - 1e-9).sum())) / (1 + n_boot)
-        out[level] = {"f1_gold": point, "ci": [low, high], "p": p, "seeds": len(seeds), "per_seed": points.round(4).tolist()}
+        half = stats.t.ppf(0.975, n - 1) * points.std(ddof=1) / n**0.5 if n > 1 else np.nan
+        out[level] = {"f1_gold": point, "ci": [low, high], "t_ci": [float(point - half), float(point + half)], "p": p, "seeds": n,
+                      "per_seed": points.round(4).tolist()}  # fmt: skip
+    return out
+
+
+def scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Macro-F1 per level and the share of usable answers, one row for each arm and seed that has answered."""
+    rows = []
+    for column in (c for c in table if "/" in c):
+        said = [None if v == "NIL" else v for v in table[column]]
+        found = metrics.report([*table["code"]], said, n_boot=0)
+        arm, seed = column.split("/")
+        rows.append({"arm": arm, "seed": int(seed), **{level: found[level]["f1_gold"] for level in metrics.LEVELS},
+                     "usable": found["usable"]})  # fmt: skip
+    order = {name: i for i, name in enumerate(ARMS)}
+    return pd.DataFrame(sorted(rows, key=lambda row: (order[row["arm"]], row["seed"])))
+
+
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """The primary contrast, then the secondary ones with Holm's p: what could be computed from the runs that are there.
+
+    `holds`: primary and secondary differences: the interval excludes zero (secondary: and Holm's p is below 0.05). `no_loss`, at
+    category and chapter: the interval lies above MARGIN.
+    """
+    rows = []
+    for kind, (a, b, level) in (("primary", PRIMARY), *(("secondary", s) for s in SECONDARY)):
+        try:
+            found = contrast(table, a, b)[level]
+        except ValueError:
+            continue  # an arm that has not run
+        low, high, t_low, t_high = *found["ci"], *found["t_ci"]
+        rows.append({"kind": kind, "contrast": f"{b} - {a}", "level": level, "difference": found["f1_gold"], "low": low,
+                     "high": high, "t_low": t_low, "t_high": t_high, "p": found["p"], "seeds": found["seeds"],
+                     "per_seed": found["per_seed"]})  # fmt: skip
+    out = pd.DataFrame(rows)
+    adjusted = holm({i: p for i, p in out["p"].items() if out["kind"][i] == "secondary"})
+    out.insert(out.columns.get_loc("p") + 1, "holm", pd.Series(adjusted, dtype=float))
+    outside = (out["low"] > 0) | (out["high"] < 0)
+    out["holds"] = outside & (out["holm"].isna() | (out["holm"] < 0.05))
+    out["no_loss"] = (out["low"] > MARGIN).where(out["level"] != "full")
     return out
 
 
@@ -248,12 +352,9 @@ def main() -> int:
         course.setup()
         if args.what == "run":
             run(args.seeds, args.arms)
-        table = pd.read_csv(RESULTS / "predictions.csv", dtype=str)
-        for name in (arm for arm in ARMS if arm != "sft"):
-            if any(c.startswith(f"{name}/") for c in table):
-                for level, d in contrast(table, "sft", name).items():
-                    ends = f"[{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]"
-                    print(f"{name} - sft, {level}: {d['f1_gold']:+.3f} {ends}, p {d['p']:.3f}, seeds {d['per_seed']}")
+        table = read()
+        print(scores(table).groupby("arm", sort=False)[[*metrics.LEVELS, "usable"]].agg(["mean", "std"]).round(3).to_string())
+        print("\n" + verdicts(table).round(4).to_string(index=False))
         return 0
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

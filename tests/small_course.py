@@ -78,7 +78,7 @@ SFT = {
 }
 GRPO = {
     "settings": {"steps": 6, "prompts_per_step": 4, "num_generations": 2, "batch": 4, "accumulate": 2, "max_completion": 12,
-                 "watch_every": 2, "rewards": ["vowel_reward"], "weights": [1.0], "learning_rate": 1e-3},
+                 "watch": 2, "watch_every": 2, "rewards": ["vowel_reward"], "weights": [1.0], "learning_rate": 1e-3},
     "profile": {"grpo_save_steps": 2},
     "cuts": {".head(64)": ".head(2)", "train.sample(24": "train.sample(2",
              'course.TrainerProgress("GRPO")': 'course.TrainerProgress("GRPO"), Hold()'},

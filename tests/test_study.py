@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import small_course as small
 
 from helpers import metrics, study
 
@@ -67,3 +73,129 @@ def test_every_arm_starts_from_one_that_exists_and_the_core_answers_the_question
         assert len(arm.rewards) == len(arm.weights) and arm.taught in ("traces", "codes", "own")
     core = {name for name, arm in study.ARMS.items() if arm.core}
     assert core == {"sft", "grpo", "grpo-strict", "sft-codes", "sft-own"}
+
+
+def test_few_seeds_get_a_wide_interval_and_a_stricter_one_beside_it() -> None:
+    found = study.contrast(table({0: 0.0, 1: 0.3, 2: 0.6}), "a", "b", n_boot=2000)["full"]
+    spread = np.std(found["per_seed"], ddof=1)
+    assert found["t_ci"][0] == pytest.approx(found["f1_gold"] - 4.303 * spread / 3**0.5, abs=1e-3)  # Student's t
+    half = (found["ci"][1] - found["ci"][0]) / 2
+    assert 1.6 * spread / 3**0.5 < half < 4.303 * spread / 3**0.5
+
+
+def test_the_interval_over_seeds_and_patients_covers_the_truth() -> None:
+    """Both sources of luck are drawn anew each time; the true difference is that of ever more seeds and patients."""
+    rng, inside, tries = np.random.default_rng(0), 0, 60
+    truth = 0.5 * 0.3  # in accuracy, which is what macro-F1 comes close to here: classes alike, errors spread evenly
+    for _ in range(tries):
+        answers = {}
+        gold = rng.choice(CODES, 400)
+        other = np.array([CODES[(CODES.index(g) + 1 + rng.integers(5)) % 6] for g in gold])
+        for seed in range(5):
+            right = rng.random(400) < 0.5
+            gain = rng.normal(0.3, 0.1)
+            answers[f"a/{seed}"] = np.where(right, gold, other)
+            answers[f"b/{seed}"] = np.where(right | (rng.random(400) < gain), gold, other)
+        whole = pd.DataFrame({"subject_id": np.arange(400).astype(str), "code": gold, **answers})
+        low, high = study.contrast(whole, "a", "b", n_boot=200)["full"]["ci"]
+        inside += low < truth < high
+    assert inside / tries > 0.85
+
+
+def test_verdicts_say_what_was_fixed_before_the_runs() -> None:
+    rng, arms = np.random.default_rng(1), {"sft": 0.5, "grpo": 0.7, "sft-codes": 0.8, "sft-own": 0.5}
+    gold = rng.choice(CODES, 800)
+    said = {f"{arm}/{seed}": np.where(rng.random(800) < share, gold, rng.choice(CODES, 800))
+            for arm, share in arms.items() for seed in range(3)}
+    found = study.verdicts(pd.DataFrame({"subject_id": np.arange(800).astype(str), "code": gold, **said}))
+    primary = found[found["kind"] == "primary"]
+    assert list(primary["contrast"]) == ["grpo - sft"] and list(primary["level"]) == ["full"]
+    assert bool(primary["holds"].iloc[0]) and np.isnan(primary["holm"].iloc[0])
+    by_name = found.set_index(["contrast", "level"])
+    assert not by_name.loc[("sft-own - sft", "full"), "holds"] and by_name.loc[("sft-codes - sft", "full"), "holds"]
+    assert by_name.loc[("grpo - sft-codes", "full"), "difference"] < 0
+    assert ("grpo-strict - sft", "full") not in by_name.index  # has not run
+    secondary = found[found["kind"] == "secondary"]
+    assert (secondary["holm"] >= secondary["p"]).all()
+    assert secondary.set_index("level").loc[["category", "chapter"], "no_loss"].all()
+
+
+def test_scores_are_those_of_metrics() -> None:
+    answers = table({0: 0.3}).rename(columns={"a/0": "sft/0", "b/0": "grpo/0"})
+    found = study.scores(answers).set_index("arm")
+    said = [None if v == "NIL" else v for v in answers["grpo/0"]]
+    assert found.loc["grpo", "full"] == metrics.report([*answers["code"]], said, n_boot=0)["full"]["f1_gold"]
+    assert found.loc["grpo", "usable"] < 1 == found.loc["sft", "usable"]
+
+
+def test_answers_to_other_cases_are_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = pd.DataFrame({"subject_id": [1, 2], "hadm_id": [3, 4], "code": ["I10", "J189"]})
+    monkeypatch.setattr(study, "test_cases", lambda: cases)
+    monkeypatch.setattr(study, "folder", lambda: tmp_path)
+    cases.assign(hadm_id=[3, 5], **{"sft/0": "I10"}).to_csv(tmp_path / "predictions.csv", index=False)
+    with pytest.raises(ValueError, match="answers other cases than those of the test hospital"):
+        study.run([0], ["sft"], tmp_path)
+    with pytest.raises(FileNotFoundError, match="make study"):
+        study.read(tmp_path / "nowhere")
+
+
+SMALL = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from helpers import course, profiles, rewards, study
+
+kill_at = int(sys.argv[2])
+profiles.PROFILES["tiny"] = replace(
+    profiles.PROFILES["tiny"], admissions=150, max_new_tokens=8, sft_steps=6, sft_save_steps=2, sft_batch=2, grpo_steps=4,
+    grpo_save_steps=2, grpo_prompts_per_step=2, grpo_num_generations=2, grpo_batch=4, grpo_grad_accum=1, grpo_max_completion=8)
+study.TEST_ADMISSIONS, study.WATCHED, study.WATCH_EVERY = 40, 2, 2
+study.cases_of = lambda split, seed, real=study.cases_of: real(split, seed).head(12)
+# After so few steps no answer is usable and every honest reward is the same: this one has something to compare.
+rewards.hierarchical_reward = lambda completions, code=None, **c: [sum(map(str(t).count, "aeiou")) / 20 for t in completions]
+rewards.hierarchical_reward.__name__ = "hierarchical_reward"
+
+def held(every, measure, held_out=course.HeldOut):
+    callback = held_out(every, measure)
+    real = callback.on_step_end
+    def on_step_end(args, state, control, **kwargs):
+        real(args, state, control, **kwargs)
+        if state.global_step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    callback.on_step_end = on_step_end
+    return callback
+
+course.HeldOut = held
+study.run([0], ["sft", "grpo"], Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_study_killed_in_its_grpo_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    def study_run(name: str, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"ICD_RUNS_DIR": str(tmp_path / name), "ICD_PROFILE": "tiny", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", SMALL, str(tmp_path / name / "results"), str(kill_at)]
+        return subprocess.run(command, env=env, cwd=small.ROOT, text=True, capture_output=True, timeout=600)
+
+    whole = study_run("whole")
+    assert whole.returncode == 0, whole.stderr
+    assert study_run("killed", 3).returncode == -9
+    made = tmp_path / "killed" / "study" / "seed-0"
+    before = (made / "sft" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert not (made / "grpo").exists() and [p.name for p in (made / ".grpo.work").glob("checkpoint-*")] == ["checkpoint-2"]
+    (made / ".grpo.work" / "checkpoint-3").mkdir()  # as a kill leaves it that comes while it is written
+    assert list(study.read(tmp_path / "killed" / "results"))[3:] == ["sft/0"]
+    again = study_run("killed")
+    assert again.returncode == 0, again.stderr
+    assert (made / "sft" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    for arm in ("sft", "grpo"):
+        one, other = (small.weights(tmp_path / name / "study" / "seed-0" / arm) for name in ("whole", "killed"))
+        assert all(np.array_equal(one[key], other[key]) for key in one), arm
+    one, other = (small.weights(made / arm) for arm in ("sft", "grpo"))
+    assert any(not np.array_equal(one[key], other[key]) for key in one), "GRPO trained nothing"
+    for file in ("predictions.csv", "log-sft-0.csv"):
+        tables = [pd.read_csv(tmp_path / name / "results" / file) for name in ("whole", "killed")]
+        shared = [c for c in tables[0] if "runtime" not in c and "time" not in c and "num_tokens" not in c]
+        pd.testing.assert_frame_equal(*(t[shared] for t in tables))
+    log = pd.read_csv(tmp_path / "killed" / "results" / "log-grpo-0.csv")
+    assert list(log["step"]) == [0, 1, 2, 3, 4] and list(log.loc[log["eval_reward"].notna(), "step"]) == [0, 2, 4]

@@ -8,6 +8,8 @@ together. `predictions` maps the name of a model to its table where it is a Mapp
 
 from __future__ import annotations
 
+import itertools
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,8 +53,8 @@ def style() -> None:
 
 
 def colour(model: str) -> str:
-    """The colour of a model; variants such as "sft_constrained" take that of the model they begin with."""
-    return MODELS.get(model.replace("+", "_").split("_")[0], ("", "#9467BD"))[1]
+    """The colour of a model; variants such as "sft_constrained" or "grpo-strict" take that of the model they begin with."""
+    return MODELS.get(re.split(r"[-+_]", model)[0], ("", "#9467BD"))[1]
 
 
 def label(model: str) -> str:
@@ -163,14 +165,19 @@ def _rows(names: Sequence[str], unit: float, title: str = "", ax: Axes | None = 
 
 
 def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.1) -> None:
-    """Labels (y, text, colour) to the right of their curves, pushed up until none covers another."""
+    """Labels (y, text, colour) to the right of their curves, moved up, and down from the top, until none covers another."""
     ax.autoscale_view()  # else the limits are not those of the drawing yet
-    floor, to_axes = -1.0, ax.transScale + ax.transLimits
+    floor, to_axes, placed = -1.0, ax.transScale + ax.transLimits, []
     for y, text, shade in sorted(ends, key=lambda end: end[0]):
         half = gap / 2 * (1 + text.count("\n"))
         last = max(float(to_axes.transform((1, y))[1]), floor + half)
         floor = last + half
-        ax.annotate(text, (1.02, last), xycoords="axes fraction", color=shade, size=9.5, va="center", weight="bold")
+        note = ax.annotate(text, (1.02, last), xycoords="axes fraction", color=shade, size=9.5, va="center", weight="bold")
+        placed.append((note, last, half))
+    top = 1.1
+    for note, last, half in reversed(placed):
+        note.set_position((1.02, min(last, top - half)))
+        top = min(last, top - half) - half
 
 
 def _panels(titles: Sequence[str], bands: Mapping[str, np.ndarray], ceiling: Sequence[Any], xlabel: str) -> Figure:
@@ -702,4 +709,78 @@ def grounded_vs_right(frame: pd.DataFrame) -> Figure:
                     va="center", size=9.5)
     ax.set(xlim=(0, 1.45), xlabel="right code", xticks=[0, 0.25, 0.5, 0.75, 1])
     _percent(ax.xaxis)
+    return fig
+
+
+# ------------------------------------------------------------------------------------------ the study
+@_drawn
+def study_arms(contrasts: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Mapping[str, str] | None = None, *,
+               margin: float = -0.02, reach: float = 0.15) -> Figure:
+    """Forest plot of `study.contrast`: macro-F1 of each arm minus SFT at each level, 95 % interval, a small dot for each seed.
+
+    Filled where the interval excludes 0. Shaded at chapter and category: a loss of more than the margin; an interval that keeps
+    out of it shows that there is none. A difference beyond ±`reach` is an arrow at the edge.
+    """
+    arms, edge = list(contrasts), np.array([0.015, -0.015])
+    ends = [x for levels in contrasts.values() for c in levels.values() for x in (*c["ci"], *c["per_seed"]) if abs(x) <= reach]
+    span = np.array([min([*ends, 2 * margin]), max([*ends, -margin])]) - edge
+    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 1.3 + 0.48 * len(arms)), sharey=True, sharex=True)
+    for ax, (level, title) in zip(axes, LEVELS.items(), strict=True):
+        for row, arm in enumerate(arms):
+            (low, high), point, seeds = (contrasts[arm][level][key] for key in ("ci", "f1_gold", "per_seed"))
+            x, sure, shade = np.clip(point, *(span + edge)), low > 0 or high < 0, colour(arm)
+            ax.plot([low, high], [row, row], color=INK, lw=1.6, zorder=3)
+            ax.plot(x, row, "o" if x == point else "<" if point < 0 else ">", color=shade, mfc=shade if sure else "white", ms=8,
+                    mew=1.8, zorder=4)
+            ax.plot(seeds, np.full(len(seeds), row + 0.26), "o", color=shade, ms=3.5, alpha=0.7, mew=0, zorder=4)
+            ax.text(x, row - 0.32, f"{100 * point:+.1f}".replace("-", "−"), ha="center", va="center", size=9, zorder=2,
+                    weight="bold" if sure else "normal", bbox={"fc": "white", "ec": "none", "pad": 0.4})
+        ax.axvline(0, color=INK, lw=1, zorder=1)
+        if level != "full":
+            ax.axvspan(span[0], margin, color=SAND, alpha=0.3, lw=0, zorder=0)
+            ax.text(margin, len(arms) - 0.42, "loss ", ha="right", va="bottom", size=9)
+        ax.set(title=title, xlim=span, xlabel="macro-F1 minus that of SFT (points)" if level == "category" else None)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        _percent(ax.xaxis, "")
+        ax.spines["left"].set_visible(False)
+    axes[0].set_yticks(range(len(arms)), [textwrap.fill((names or {}).get(arm, label(arm)), 20) for arm in arms])
+    axes[0].set_ylim(len(arms) - 0.35, -0.65)
+    return fig
+
+
+_ARMS = (MODELS["grpo"][1], "#7B3F98", "#1B9E77", "#444444", "#C2477F", "#3E8FC4")
+
+
+@_drawn
+def study_curves(logs: Mapping[str, Sequence[pd.DataFrame]], names: Mapping[str, str] | None = None) -> Figure:
+    """Training logs of GRPO arms, arm -> one log per seed. Thin: each seed, the mean of 5 steps; thick: their mean, as far as all
+    seeds went. Rewards of different arms are on different scales: compare their shapes.
+
+    Second panel: the share of groups without spread, else the spread of the batch (see `grpo_panel`); third: held-out reward, if
+    logged. Raises ValueError where no log has step and reward.
+    """
+    panels = {"reward": "Mean reward of the batch", "frac_reward_zero_std": "Share of groups without spread: nothing to learn",
+              "reward_std": "Spread of the rewards in the batch", "eval_reward": "Reward on held-out prompts"}
+    shown = [c for c in panels if any({"step", c} <= set(log) for each in logs.values() for log in each)]
+    if "reward" not in shown:
+        raise ValueError("study_curves: no log has the columns step and reward. Read the log-<arm>-<seed>.csv of GRPO arms.")
+    shown = [c for c in shown if c != "reward_std" or "frac_reward_zero_std" not in shown]
+    words = {arm: textwrap.fill((names or {}).get(arm, label(arm)), 18) for arm in logs}
+    tall = max(1.6, 0.19 * sum(1 + text.count("\n") for text in words.values()))
+    fig, axes = plt.subplots(len(shown), 1, figsize=(WIDTH, 0.5 + (tall + 0.45) * len(shown)), sharex=True, squeeze=False)
+    for ax, column in zip(axes[:, 0], shown, strict=True):
+        ends = []
+        for (arm, each), shade in zip(logs.items(), itertools.cycle(_ARMS)):
+            own = [log.dropna(subset=[column]).drop_duplicates("step").set_index("step")[column] for log in each if column in log]
+            own = [line.rolling(1 if column == "eval_reward" else 5, min_periods=1).mean() for line in own if len(line)]
+            for line in own:
+                ax.plot(line.index, line, color=shade, lw=0.8, alpha=0.45)
+            mean = pd.concat(own, axis=1).dropna().mean(axis=1) if own else []
+            if len(mean):
+                ax.plot(mean.index, mean, color=shade, lw=2.6)
+                ends.append((float(mean.iloc[-1]), words[arm], shade))
+        ax.set(title=panels[column], xlabel="step" if column == shown[-1] else None)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.grid(axis="y")
+        _end_labels(ax, ends, 0.19 / tall)
     return fig

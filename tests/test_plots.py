@@ -92,6 +92,18 @@ def rollouts() -> Figure:
     return plots.rollout_group([*completions, [{"role": "assistant", "content": "no tags $\\frac$"}]], rewards, gold="I2101")
 
 
+def contrasts_of(**differences: float) -> dict[str, dict[str, dict]]:
+    rng = np.random.default_rng(0)
+    return {arm.replace("_", "-"): {level: {"f1_gold": d, "ci": [d - 0.01, d + 0.01], "p": 0.5, "seeds": 5,
+                                            "per_seed": rng.normal(d, 0.01, 5).tolist()} for level in plots.LEVELS}
+            for arm, d in differences.items()}
+
+
+ARMS = {"grpo": "GRPO, hierarchical reward", "grpo-strict": "GRPO, exact code alone",
+        "sft-own": "SFT on its own right answers", "grpo-zero": "GRPO without SFT",
+        "grpo-grounded": "GRPO, hierarchical and grounding rewards", "grpo-prefix": "GRPO, prefix"}
+STUDY = contrasts_of(grpo=0.04, grpo_strict=0.004, sft_own=-0.03, grpo_zero=-0.5)
+
 FIGURES = {
     "code_frequencies": lambda c, t: plots.code_frequencies(c),
     "chapters": lambda c, t: plots.chapters(c),
@@ -118,6 +130,10 @@ FIGURES = {
     "reliability": lambda c, t: plots.reliability(c, predictions_of(c.iloc[:300], 0.5, 0.05, 7, samples=5)),
     "grounded_vs_right": lambda c, t: plots.grounded_vs_right(pd.DataFrame(
         {"model": ["sft", "sft", "grpo", "grpo"], "subject_id": [1, 2, 1, 2], "grounded": [1, 0, 1, 1], "right": [1, 0, 1, 0]})),
+    "study_arms": lambda c, t: plots.study_arms(STUDY, ARMS),
+    "study_arms, one": lambda c, t: plots.study_arms({"grpo": STUDY["grpo"]}),
+    "study_curves": lambda c, t: plots.study_curves({arm: [grpo_log(), grpo_log()] for arm in list(ARMS)[:2]}, ARMS),
+    "study_curves, six arms alike": lambda c, t: plots.study_curves(dict.fromkeys(ARMS, [grpo_log(20)]), ARMS),
 }
 
 
@@ -200,7 +216,8 @@ def test_the_colours_that_labels_are_written_in_stand_out_from_white(model):
 
 
 def test_one_colour_for_a_model_and_its_variants():
-    assert plots.colour("sft") == plots.colour("sft_constrained") == plots.colour("sft+x") != plots.colour("grpo")
+    variants = {plots.colour(name) for name in ("sft", "sft_constrained", "sft+x", "sft-own")}
+    assert variants == {plots.MODELS["sft"][1]} and plots.colour("grpo-strict") == plots.colour("grpo")
     assert plots.colour("something") not in {c for _, c in plots.MODELS.values()}
     assert plots.label("sft") == "SFT" and plots.label("sft_constrained") == "sft constrained"
 
@@ -439,6 +456,43 @@ def test_rollout_group_sorts_by_the_advantage_of_trl():
     assert any("nothing" in t for t in texts_of(flat)) and all(p.get_width() == 0 for p in flat.axes[1].patches)
     with pytest.raises(ValueError, match="one group"):
         plots.rollout_group(answers, {"r": [1, 2]})
+
+
+def test_study_arms_show_difference_interval_and_seeds_of_every_arm():
+    fig = plots.study_arms(STUDY, ARMS)
+    assert [t.get_text().replace("\n", " ") for t in fig.axes[0].get_yticklabels()] == [ARMS[arm] for arm in STUDY]
+    for ax, level in zip(fig.axes, plots.LEVELS, strict=True):
+        assert [t.get_text() for t in ax.texts] == ["+4.0", "+0.4", "−3.0", "−50.0"] + ["loss "] * (level != "full")
+        for row, (arm, levels) in enumerate(STUDY.items()):
+            interval, point, seeds = ax.lines[3 * row:3 * row + 3]
+            assert list(interval.get_xdata()) == levels[level]["ci"] and set(interval.get_ydata()) == {row}
+            assert list(seeds.get_xdata()) == levels[level]["per_seed"] and len(seeds.get_ydata()) == 5
+            assert point.get_color() == plots.colour(arm) == plots.MODELS[arm.split("-")[0]][1]
+            assert (point.get_markerfacecolor() == "white") == (arm == "grpo-strict"), "filled where the interval excludes 0"
+        x = [ax.lines[3 * row + 1].get_xdata()[0] for row in range(4)]
+        assert x[:3] == pytest.approx([0.04, 0.004, -0.03]) and ax.get_xlim()[0] < x[3] < -0.03, "far out: at the edge"
+        assert ax.lines[10].get_marker() == "<" and ax.get_xlim()[0] > -0.15, "and does not squeeze the others"
+        band = [p.get_x() + p.get_width() for p in ax.patches]
+        assert band == ([] if level == "full" else pytest.approx([-0.02])), "the margin holds where no loss was promised"
+
+
+def test_study_curves_draw_each_seed_thin_and_their_mean_thick():
+    logs = {"grpo": [grpo_log(30), grpo_log(20).assign(reward=2.0)], "grpo-strict": [grpo_log(30)]}
+    fig = plots.study_curves(logs, ARMS)
+    titles = [ax.get_title(loc="left") for ax in fig.axes]
+    assert [t.split()[0] for t in titles] == ["Mean", "Share", "Reward"], "reward_std is the batch's: flat groups tell more"
+    one, other, mean, *_ = fig.axes[0].lines
+    expected = grpo_log(30).dropna(subset=["reward"])["reward"].rolling(5, min_periods=1).mean()
+    assert one.get_ydata() == pytest.approx(expected) and set(other.get_ydata()) == {2.0}
+    assert mean.get_linewidth() > 2 * one.get_linewidth() and mean.get_xdata().tolist() == list(range(1, 21))
+    assert mean.get_ydata() == pytest.approx((expected[:20] + 2) / 2), "as far as all seeds went"
+    assert fig.axes[2].lines[0].get_xdata().tolist() == [10, 20, 30], "held-out rewards come seldom: no smoothing"
+    assert fig.axes[2].lines[0].get_ydata() == pytest.approx([0.55, 0.6, 0.65])
+    assert sorted(t.get_text().replace("\n", " ") for t in fig.axes[0].texts) == [ARMS["grpo-strict"], ARMS["grpo"]]
+    bare = [grpo_log(9).drop(columns="frac_reward_zero_std")]
+    assert "batch" in plots.study_curves({"grpo": bare}).axes[1].get_title(loc="left")
+    with pytest.raises(ValueError, match="no log has the columns"):
+        plots.study_curves({"sft": [sft_log()]})
 
 
 def test_live_plot_collects_headless_and_answers_every_event_of_the_trainer():

@@ -380,7 +380,7 @@ def rollout_group(completions: Sequence[Any], rewards: Mapping[str, Sequence[flo
         think = "".join(c if c.isprintable() and ord(c) < 0x2500 else "?" for c in " ".join(answer.think.split()))
         sums = "  ".join(f"{name.removesuffix('_reward')} {values[i]:.2f}" for name, values in parts.items())
         plain: dict[str, Any] = {"va": "center", "parse_math": False}
-        left.text(0, row - 0.2, _cut(think or "(no reasoning)", 66), size=9, **plain)
+        left.text(0, row - 0.2, _cut(think or "(no reasoning)", 70), size=9, **plain)
         left.text(0, row + 0.18, f"→ {icd.dotted(answer.code) or 'unusable'}", size=9.5, weight="bold", **plain)
         left.text(1, row + 0.18, _cut(sums, 50), ha="right", size=TINY, color="#555555", **plain)
         right.barh(row, advantage[i], color=colour("grpo") if advantage[i] > 0 else "#7A7A7A", height=0.55)

@@ -23,8 +23,8 @@ Find = Callable[[str, str], Sequence[str]]  # (note, gold code) -> phrases of th
 # Tables, so that cells stand side by side where styles are dropped; where they are kept, cells wrap when the window is narrow.
 _TABLE = ('<table style="display:grid;grid-template-columns:minmax(0,1fr);width:100%;margin:6px 0 0;color:#222;font-size:13px">'
           '<tr style="display:flex;flex-wrap:wrap;gap:6px;background:#fff">')
-_BOX = ("border:1px solid #ccc;border-radius:4px;padding:8px;vertical-align:top;text-align:left;white-space:normal;"
-        "box-sizing:border-box;min-width:0;max-width:none;overflow-wrap:anywhere;line-height:1.45;")
+_CELL = ('<td valign="top" style="border:1px solid #ccc;border-radius:4px;padding:8px;vertical-align:top;text-align:left;'
+         "white-space:normal;box-sizing:border-box;min-width:0;max-width:none;overflow-wrap:anywhere;line-height:1.45;")
 _PAGE = ('<div style="font-family:sans-serif;font-size:13px;line-height:1.45;color:#222;background:#fff;padding:8px">'
          f'<p style="color:#9C2A00;margin:2px 0"><b>{NOTICE}</b></p>')
 _CITED = "background:#FCE3B6;color:#222;border-bottom:2px solid #B36B00;"
@@ -94,9 +94,10 @@ def mark(text: str, cited: Iterable[str] = (), missed: Iterable[str] = ()) -> st
         if end == len(text) or kind[end] != kind[start]:
             piece, tag = escape(text[start:end]), kind[start]
             css = _CITED if tag == "mark" else _MISSED
+            piece = f"<b>{piece}</b>" if tag == "mark" else piece  # for viewers that drop styles and <mark>
             out.append(f'<{tag} style="{css}text-decoration:none">{piece}</{tag}>' if tag else piece)
             start = end
-    return "".join(out)
+    return "".join(out).replace("\n", "<br>")  # GitHub drops white-space: pre-wrap
 
 
 @lru_cache(maxsize=4096)
@@ -127,7 +128,7 @@ def _answer(model: str, answer: Mapping[str, Any], case: tuple[str, str], reward
     values = [(r.__name__.removesuffix("_reward"), r(completions=[text], code=[gold], note=[note])[0]) for r in rewards if text]
     whole = '<span style="white-space:nowrap">'
     scores = ", ".join(f"{whole}{escape(name)} <b>{value:+.2f}</b></span>" for name, value in values) or "(no text to reward)"
-    return (f'<td style="{_BOX}flex:1 1 230px;border-top:4px solid {plots.colour(model)}"><b>{escape(plots.label(model))}</b><br>'
+    return (f'{_CELL}flex:1 1 230px;border-top:4px solid {plots.colour(model)}"><b>{escape(plots.label(model))}</b><br>'
             f'<i>reasoning</i><br><div style="white-space:pre-wrap;font-size:12px">'
             f'{mark(parsed.think, cited_phrases(parsed.think, note)) or "(none)"}</div><br>'
             f"<i>answer</i> ({escape(distance)})<br>{_path(code, gold)}<br><i>rewards</i><br>{scores}</td>")
@@ -160,16 +161,17 @@ def case_html(case: Mapping[str, Any], answers: Mapping[str, Mapping[str, Any] |
     note, gold = str(case["note"]), str(icd.normalise(case["code"]))
     missed = _finder([case.get("hadm_id")])(note, gold) if missed is None else missed
     name, shown = escape(plots.label(focus)), mark(note, cited_phrases(prompts.parse(_text(answers[focus])).think, note), missed)
-    legend = f'<mark style="{_CITED}">cited by {name}</mark> in its reasoning, word for word'
+    legend = (f'<mark style="{_CITED}"><b>cited by {name}</b></mark> in its reasoning, word for word; a finding that the '
+              "reasoning names without a mark does not stand in the note in these words")
     if "<ins" in shown:
         legend += (f'; <ins style="{_MISSED}text-decoration:none">mattered, not cited</ins> speaks for the true code, and the '
                    f"reasoning of {name} leaves it out")
     cells = "".join(_answer(m, a, (note, gold), rewards) for m, a in answers.items())
     return (_PAGE + (f'<p style="margin:6px 0 2px;font-size:15px"><b>{escape(heading)}</b></p>' if heading else "")
-        + f'{_TABLE}<td style="{_BOX}flex:3 1 330px"><b>Admission note</b><br><span style="font-size:12px">{legend}.</span>'
+        + f'{_TABLE}{_CELL}flex:3 1 330px"><b>Admission note</b><br><span style="font-size:12px">{legend}.</span>'
         '<div style="white-space:pre-wrap;font-size:12px;line-height:1.75;max-height:340px;overflow:auto;margin-top:6px;'
         f'padding-top:4px;border-top:1px solid #ddd">{shown}</div></td>'
-        f'<td style="{_BOX}flex:2 1 230px"><b>Truth</b><br>{_path(gold, gold)}</td></tr></table>'
+        f'{_CELL}flex:2 1 230px"><b>Truth</b><br>{_path(gold, gold)}</td></tr></table>'
         f"{_TABLE}{cells}</tr></table></div>")
 
 

@@ -8,9 +8,11 @@ together. `predictions` maps the name of a model to its table where it is a Mapp
 
 from __future__ import annotations
 
+import itertools
+import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from time import monotonic
 from typing import Any
@@ -21,7 +23,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from helpers import icd
 
@@ -51,8 +53,8 @@ def style() -> None:
 
 
 def colour(model: str) -> str:
-    """The colour of a model; variants such as "sft_constrained" take that of the model they begin with."""
-    return MODELS.get(model.replace("+", "_").split("_")[0], ("", "#9467BD"))[1]
+    """The colour of a model; variants such as "sft_constrained" or "grpo-strict" take that of the model they begin with."""
+    return MODELS.get(re.split(r"[-+_]", model)[0], ("", "#9467BD"))[1]
 
 
 def label(model: str) -> str:
@@ -131,17 +133,21 @@ def _group_f1(frame: pd.DataFrame, group: Mapping[str, int], n: int) -> tuple[np
     return np.array(draws), by_code
 
 
-def _cut(text: str, width: int) -> str:
-    """Shortened between words in the middle, because the titles of siblings differ at their ends."""
-    if len(text) <= width:
-        return text
-    head = textwrap.shorten(text, width * 3 // 5, placeholder="") or text[: width * 3 // 5]
-    tail = text[len(text) - (width - len(head) - 3):]
-    return f"{head} … {tail.partition(' ')[2] or tail}"
+def _cut(text: str, width: int, others: str = "") -> str:
+    """Shortened between words: first go the words that `others` have too, and of these the ones in the middle."""
+    words, left, cut = text.split(), {-1}, ""
+    for i in sorted(range(len(words)), key=lambda i: (i > 0, words[i] in others.split(), min(i, len(words) - 1 - i))):
+        more = sorted(left | {i})
+        longer = " ".join(("… " if b - a > 1 else "") + words[b] for a, b in itertools.pairwise(more))
+        longer += " …" * (more[-1] < len(words) - 1)
+        left, cut = (left | {i}, longer) if len(longer) <= width else (left, cut)
+    return text if len(text) <= width else cut or f"{text.strip()[: width - 1]}…"
 
 
-def _named(code: str, width: int) -> str:
-    return _cut(f"{icd.dotted(code)} {icd.title(code) or ''}".strip(), width)
+def _named(code: str, width: int, others: Iterable[str] = ()) -> str:
+    """Code and title, shortened to what tells it from the titles of the other codes."""
+    rest = " ".join(icd.title(other) or "" for other in others if other != code)
+    return _cut(f"{icd.dotted(code)} {icd.title(code) or ''}".strip(), width, rest)
 
 
 def _chapter(number: int) -> str:
@@ -163,14 +169,19 @@ def _rows(names: Sequence[str], unit: float, title: str = "", ax: Axes | None = 
 
 
 def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.1) -> None:
-    """Labels (y, text, colour) to the right of their curves, pushed up until none covers another."""
+    """Labels (y, text, colour) to the right of their curves, moved up, and down from the top, until none covers another."""
     ax.autoscale_view()  # else the limits are not those of the drawing yet
-    floor, to_axes = -1.0, ax.transScale + ax.transLimits
+    floor, to_axes, placed = -1.0, ax.transScale + ax.transLimits, []
     for y, text, shade in sorted(ends, key=lambda end: end[0]):
         half = gap / 2 * (1 + text.count("\n"))
         last = max(float(to_axes.transform((1, y))[1]), floor + half)
         floor = last + half
-        ax.annotate(text, (1.02, last), xycoords="axes fraction", color=shade, size=9.5, va="center", weight="bold")
+        note = ax.annotate(text, (1.02, last), xycoords="axes fraction", color=shade, size=9.5, va="center", weight="bold")
+        placed.append((note, last, half))
+    top = 1.1
+    for note, last, half in reversed(placed):
+        note.set_position((1.02, min(last, top - half)))
+        top = min(last, top - half) - half
 
 
 def _panels(titles: Sequence[str], bands: Mapping[str, np.ndarray], ceiling: Sequence[Any], xlabel: str) -> Figure:
@@ -183,8 +194,9 @@ def _panels(titles: Sequence[str], bands: Mapping[str, np.ndarray], ceiling: Seq
         for i, (point, low, high) in enumerate(bands[m][:, j] for m in names):
             ax.barh(i, point, color=colour(names[i]), height=0.68)
             ax.plot([low, high], [i, i], color=FAINT if names[i] == "ideal" else INK, lw=1.6)
-            ax.text(np.nanmax([point, high, 0]) + 0.025 * top, i, f"{100 * point:.0f}" if point == point else "–",
-                    va="center", size=10, bbox={"fc": "white", "ec": "none", "pad": 0.6})
+            inside = point > 0.25 * top  # else beside the bar; never at its end, where the ceiling may be
+            ax.text(0.03 * top if inside else np.nanmax([point, high, 0]) + 0.03 * top, i, f"{100 * point:.0f}" if point == point
+                    else "–", va="center", size=10.5, weight="bold", color="white" if inside else INK)
         if bound is not None:
             ax.axvline(bound, color="black", ls="--", lw=1.5)
             ax.text(bound, len(names) - 0.15, "ideal reader ", ha="right", va="center", size=9.5)
@@ -241,8 +253,8 @@ def chapters(cases: pd.DataFrame) -> Figure:
 
 
 @_drawn
-def note_lengths(lengths: Sequence[int], limit: int | None = None, unit: str = "tokens") -> Figure:
-    """Histogram and density of the lengths of notes; the title says how many exceed `limit`, hence are truncated."""
+def note_lengths(lengths: Sequence[int], limit: int | None = None, unit: str = "tokens", what: str = "admission note") -> Figure:
+    """Histogram and density of the lengths of notes, or of `what`; the title says how many exceed `limit`, hence are cut."""
     values = np.asarray(lengths, float)
     fig, ax = plt.subplots(figsize=(WIDTH, 2.9))
     import seaborn as sns
@@ -255,9 +267,9 @@ def note_lengths(lengths: Sequence[int], limit: int | None = None, unit: str = "
         ax.axvline(x, color="black", lw=1.5, ls=line)
         ax.text(x, 1.0, f"{name} {x:,.0f}", transform=ax.get_xaxis_transform(), va="bottom", size=10,
                 ha="right" if x == min(m[0] for m in marks) else "left")
-    ax.set(xlabel=f"length of the admission note ({unit})", ylabel="notes")
-    over = "" if limit is None else f": {100 * np.mean(values > limit):.1f} % exceed the limit and are truncated"
-    ax.set_title(f"Length of the notes{over}", pad=18)
+    ax.set(xlabel=f"length of the {what} ({unit})", ylabel=f"{what.split()[-1]}s")
+    over = "" if limit is None else f": {100 * np.mean(values > limit):.1f} % exceed the limit and are cut"
+    ax.set_title(f"Length of the {what.split()[-1]}s{over}", pad=18)
     return fig
 
 
@@ -268,7 +280,7 @@ def funnel(steps: Mapping[str, int]) -> Figure:
     fig, ax = _rows([textwrap.fill(name, 28) for name in steps], 0.42, "From raw files to cases")
     ax.barh(range(len(counts)), counts, color=MID, height=0.7)
     for i, n in enumerate(counts):
-        kept = f"  ({100 * n / counts[i - 1]:.0f} % kept)" if i and counts[i - 1] else ""
+        kept = f"  ({100 * n / counts[i - 1]:.3g} % kept)" if i and counts[i - 1] else ""
         ax.text(n + 0.01 * max(counts), i, f"{n:,}{kept}", va="center", size=10)
     ax.set(xlim=(0, 1.35 * max(*counts, 1)), xticks=[])
     ax.spines[["left", "bottom"]].set_visible(False)
@@ -276,6 +288,7 @@ def funnel(steps: Mapping[str, int]) -> Figure:
 
 
 # ------------------------------------------------------------------------------------------ training
+_OTHERS = ("#444444", "#7B3F98", "#1B9E77", "#C2477F", "#3E8FC4", "#A67C1E")  # what is no model of the course
 _TITLES = {"loss": "Loss", "mean_token_accuracy": "Token accuracy", "completions/mean_length": "Tokens per answer"}
 
 
@@ -289,8 +302,8 @@ def _curves(ax: Axes, log: pd.DataFrame, columns: Mapping[str, tuple[str, str]],
         held = column.startswith("eval_")
         window = 1 if held else max(1, len(points) // 15)
         smooth = points[column].rolling(window, min_periods=1, center=True).mean()
-        ax.plot(points["step"], points[column], "D" if held else ".", color=shade, ms=4 if held else 3,
-                alpha=1 if held else 0.35, mew=0)
+        ax.plot(points["step"], points[column], "D" if held else ".", color=shade, ms=5 if held else 6,
+                alpha=1 if held else 0.4, mew=0)
         ax.plot(points["step"], smooth, color=shade, ls=(0, (4, 2)) if held else "-")
         ends.append((float(smooth.iloc[-1]), name, shade))
     ax.set(title=title, xlabel="step")
@@ -328,14 +341,13 @@ def grpo_panel(log: pd.DataFrame) -> Figure:
     if "step" not in log:
         raise ValueError("grpo_panel: the log has no column step. Read the training_log.csv of a run folder.")
     parts = [c for c in log if c.startswith("rewards/") and c.endswith("/mean")]
-    shades = ("#0B62A4", "#7B3F98", "#1B9E77", "#7A7A7A", "#A67C1E", "#C2477F")
-    names = {c: (c.split("/")[1].removesuffix("_reward").replace("_", " "), shades[i % 6])
+    names = {c: (c.split("/")[1].removesuffix("_reward").replace("_", " "), _OTHERS[i % len(_OTHERS)])
              for i, c in enumerate(parts)} if len(parts) > 1 else {}
     own = "group_reward_std" in log
     fig, ((a, b), (c, d)) = plt.subplots(2, 2, figsize=(WIDTH, 5))
     _curves(a, log, names | {"reward": ("total", colour("grpo"))}, "Reward and its components")
     _curves(b, log, {"eval_reward": ("", colour("grpo"))}, "Reward on held-out prompts")
-    _curves(c, log, {"group_reward_std" if own else "reward_std": ("std in\ngroups" if own else "std of\nbatch", "#0B62A4"),
+    _curves(c, log, {"group_reward_std" if own else "reward_std": ("std in\ngroups" if own else "std of\nbatch", _OTHERS[1]),
                      "frac_reward_zero_std": ("flat\ngroups", INK)}, "Spread of the rewards")
     _curves(d, log, {"completions/mean_length": ("", "#555555")}, _TITLES["completions/mean_length"])
     return fig
@@ -368,7 +380,7 @@ def rollout_group(completions: Sequence[Any], rewards: Mapping[str, Sequence[flo
         think = "".join(c if c.isprintable() and ord(c) < 0x2500 else "?" for c in " ".join(answer.think.split()))
         sums = "  ".join(f"{name.removesuffix('_reward')} {values[i]:.2f}" for name, values in parts.items())
         plain: dict[str, Any] = {"va": "center", "parse_math": False}
-        left.text(0, row - 0.2, _cut(think or "(no reasoning)", 66), size=9, **plain)
+        left.text(0, row - 0.2, _cut(think or "(no reasoning)", 70), size=9, **plain)
         left.text(0, row + 0.18, f"→ {icd.dotted(answer.code) or 'unusable'}", size=9.5, weight="bold", **plain)
         left.text(1, row + 0.18, _cut(sums, 50), ha="right", size=TINY, color="#555555", **plain)
         right.barh(row, advantage[i], color=colour("grpo") if advantage[i] > 0 else "#7A7A7A", height=0.55)
@@ -502,23 +514,25 @@ def chapter_confusion(cases: pd.DataFrame, predictions: pd.DataFrame) -> Figure:
 
 @_drawn
 def category_confusion(cases: pd.DataFrame, predictions: pd.DataFrame, chapter: int | None = None, top: int = 14) -> Figure:
-    """The confusion inside one chapter, by category; without `chapter`, where most categories were wrong.
+    """The confusion inside one chapter, by category; without `chapter`, the worst: the largest share of wrong categories among
+    the chapters of 20 cases and more.
 
     Rows are its `top` most frequent categories, the columns beyond them say where else answers went. Raises ValueError for a
     chapter without cases.
     """
     frame = outcomes(cases, predictions)
-    missed = frame[~frame["kind"].isin(["full", "category"])]
-    chapter = chapter or int((missed if len(missed) else frame)["gold"].map(icd.chapter).mode()[0])
-    frame = frame[frame["gold"].map(icd.chapter) == chapter]
-    if frame.empty:
+    missed = (~frame["kind"].isin(["full", "category"])).groupby(frame["gold"].map(icd.chapter)).agg(["mean", "size"])
+    chapter = chapter or int(missed.loc[missed["size"] >= min(20, missed["size"].max()), "mean"].idxmax())
+    if chapter not in missed.index:
         raise ValueError(f"category_confusion: no predicted case is of chapter {chapter}. Choose another chapter.")
+    frame, wrong = frame[frame["gold"].map(icd.chapter) == chapter], missed.loc[chapter, "mean"]
     gold = frame["gold"].map(icd.category)
     rows = sorted(gold.value_counts().index[:top])
     said = ["–" if p is None else icd.category(p) if icd.category(p) in rows else
             "other here" if icd.chapter(p) == chapter else "elsewhere" for p in frame["predicted"]]
-    return _matrix(gold, said, [*rows, "other here", "elsewhere", "–"], [_named(c, 38) for c in rows],
-                   f"Inside chapter {_chapter(chapter)}", "predicted category (–: no usable answer)")
+    return _matrix(gold, said, [*rows, "other here", "elsewhere", "–"], [_named(c, 38, rows) for c in rows],
+                   f"Inside chapter {_chapter(chapter)}: {100 * wrong:.0f} % of {len(frame)} cases in a wrong category",
+                   "predicted category (–: no usable answer)")
 
 
 def confused_pairs(cases: pd.DataFrame, predictions: pd.DataFrame, top: int = 50) -> pd.DataFrame:
@@ -537,7 +551,7 @@ def confused_pairs(cases: pd.DataFrame, predictions: pd.DataFrame, top: int = 50
 def most_confused_pairs(cases: pd.DataFrame, predictions: pd.DataFrame, top: int = 8) -> Figure:
     """The pairs of codes most often confused, with titles: truth above, answer below; intervals of the counts."""
     pairs = confused_pairs(cases, predictions, top)
-    names = [f"{_named(p.gold, 46)}\n→ {_named(p.predicted, 46)}" for p in pairs.itertuples()]
+    names = [f"{_named(p.gold, 46, [p.predicted])}\n→ {_named(p.predicted, 46, [p.gold])}" for p in pairs.itertuples()]
     title = "Codes most often confused: truth → answer" if names else "No code was confused with another"
     fig, ax = _rows(names, 0.5, title, size=9)
     ax.barh(pairs.index, pairs["cases"], color=SAND, height=0.6)
@@ -564,13 +578,16 @@ def f1_against_frequency(cases: pd.DataFrame, predictions: Mapping[str, pd.DataF
         bins = sorted(set(group.values()))
         x = np.array([np.exp(np.mean([np.log(seen[c]) for c in seen if group[c] == b])) for b in bins]) * 1.05 ** k
         point, low, high = _band(draws)[:, bins]
-        ax.plot(list(seen.values()), by_code, ".", color=colour(model), alpha=0.3, ms=5, mew=0)
+        ax.plot(list(seen.values()), by_code, ".", color=colour(model), alpha=0.35, ms=7, mew=0)
         ax.vlines(x, low, high, color=colour(model), lw=1.6)
         ax.plot(x, point, "o-", color=colour(model), ms=5)
         ends.append((point[-1], label(model), colour(model)))
-    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="training cases of the code (far left: none)", ylabel="F1, full code",
+    unseen = " (far left: none)" * any(n < 1 for n in seen.values())
+    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel=f"training cases of the code{unseen}", ylabel="F1, full code",
            title="F1 of each code by its training cases")
     _end_labels(ax, ends, 0.07)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
     ax.grid(axis="y")
     return fig
@@ -608,7 +625,7 @@ def dumbbells(cases: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame, na
     low, high = np.where(enough, low, np.nan), np.where(enough, high, np.nan)
     sure, rows, start = (low > 0) | (high < 0), range(len(present)), [d[0] for d in draws]
     fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 1.4 + 0.31 * len(rows)), sharey=True, width_ratios=(3, 2))
-    _rows([f"{_chapter(c)} ({(chapter == c).sum()})" for c in present], 0, "", left)
+    _rows([f"{_chapter(c)} ({(chapter == c).sum()})" for c in present], 0, "Full codes, chapter by chapter (cases)", left)
     left.hlines(rows, *start, color="#CFCFCF", lw=3, zorder=1)
     for values, other, name in zip(start, start[::-1], names, strict=True):
         left.plot(values, rows, "o", color=colour(name), ms=7)
@@ -635,14 +652,15 @@ def icicle(cases: pd.DataFrame, predictions: pd.DataFrame) -> Figure:
     shades = LinearSegmentedColormap.from_list("right", ["#C98A1B", SAND, "#F4F0F7", MID, DEEP])
     fig, ax = plt.subplots(figsize=(WIDTH, 8))
     for x, level in enumerate(LEVELS):
-        top, deep_enough = 0, list(KINDS)[: 3 - x]
+        top, deep_enough, parent = 0, list(KINDS)[: 3 - x], list(LEVELS)[max(0, x - 1)]
         for node, part in frame.groupby(level, sort=False):
             share, height = part["kind"].isin(deep_enough).mean(), len(part)
             fill = shades(share)
             ax.bar(x, height, bottom=top, width=1, align="edge", color=fill, edgecolor="white", lw=0.7)
             if height > 0.021 * len(frame):  # tall enough for a line of text
                 ink = "white" if np.dot(fill[:3], (0.3, 0.59, 0.11)) < 0.55 else INK
-                name = _chapter(node) if level == "chapter" else _named(node, 25)
+                siblings = frame.loc[frame[parent] == part[parent].iloc[0], level].unique()
+                name = _chapter(node) if level == "chapter" else _named(node, 27, siblings)
                 for at, text, side in ((0.02, name, "left"), (0.98, f"{100 * share:.0f}", "right")):
                     ax.text(x + at, top + height / 2, text, va="center", ha=side, size=TINY, color=ink)
             top += height
@@ -679,7 +697,7 @@ def reliability(cases: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     ax.plot(x, y, color=DEEP)
     ax.scatter(x, y, s=30 + 170 * n / n.max(), color=DEEP, zorder=3)
     ax.set(xlim=(0, 1.06), ylim=(-0.12, 1.06), xlabel=f"agreement of {k} sampled answers", ylabel="right code",
-           title=f"Mean gap {100 * np.dot(n, abs(x - y)) / n.sum():.0f} points over {n.sum():,.0f} cases (counts below)")
+           title=f"Agreement and accuracy: {100 * np.dot(n, abs(x - y)) / n.sum():.0f} points apart, over {n.sum():,.0f} cases")
     _percent(ax.xaxis)
     _percent(ax.yaxis)
     return fig
@@ -702,4 +720,75 @@ def grounded_vs_right(frame: pd.DataFrame) -> Figure:
                     va="center", size=9.5)
     ax.set(xlim=(0, 1.45), xlabel="right code", xticks=[0, 0.25, 0.5, 0.75, 1])
     _percent(ax.xaxis)
+    return fig
+
+
+# ------------------------------------------------------------------------------------------ the study
+@_drawn
+def study_arms(contrasts: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Mapping[str, str] | None = None, *,
+               margin: float = -0.02, reach: float = 0.15) -> Figure:
+    """Forest plot of `study.contrast`: macro-F1 of each arm minus SFT at each level, 95 % interval, a small dot for each seed.
+
+    Filled where the interval excludes 0. Shaded at chapter and category: a loss of more than the margin; an interval that keeps
+    out of it shows that there is none. A difference beyond ±`reach` is an arrow at the edge.
+    """
+    arms, edge = list(contrasts), np.array([0.015, -0.015])
+    ends = [x for levels in contrasts.values() for c in levels.values() for x in (*c["ci"], *c["per_seed"]) if abs(x) <= reach]
+    span = np.array([min([*ends, 2 * margin]), max([*ends, -margin])]) - edge
+    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 1.3 + 0.48 * len(arms)), sharey=True, sharex=True)
+    for ax, (level, title) in zip(axes, LEVELS.items(), strict=True):
+        for row, arm in enumerate(arms):
+            (low, high), point, seeds = (contrasts[arm][level][key] for key in ("ci", "f1_gold", "per_seed"))
+            x, sure, shade = np.clip(point, *(span + edge)), low > 0 or high < 0, colour(arm)
+            ax.plot([low, high], [row, row], color=INK, lw=1.6, zorder=3)
+            ax.plot(x, row, "o" if x == point else "<" if point < 0 else ">", color=shade, mfc=shade if sure else "white", ms=8,
+                    mew=1.8, zorder=4)
+            ax.plot(seeds, np.full(len(seeds), row + 0.26), "o", color=shade, ms=3.5, alpha=0.7, mew=0, zorder=4)
+            ax.text(x, row - 0.32, f"{100 * point:+.1f}".replace("-", "−"), ha="center", va="center", size=9, zorder=2,
+                    weight="bold" if sure else "normal", bbox={"fc": "white", "ec": "none", "pad": 0.4})
+        ax.axvline(0, color=INK, lw=1, zorder=1)
+        if level != "full":
+            ax.axvspan(span[0], margin, color=SAND, alpha=0.3, lw=0, zorder=0)
+            ax.text(margin, len(arms) - 0.42, "loss ", ha="right", va="bottom", size=9)
+        ax.set(title=title, xlim=span, xlabel="macro-F1 minus that of SFT (points)" if level == "category" else None)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        _percent(ax.xaxis, "")
+        ax.spines["left"].set_visible(False)
+    axes[0].set_yticks(range(len(arms)), [textwrap.fill((names or {}).get(arm, label(arm)), 20) for arm in arms])
+    axes[0].set_ylim(len(arms) - 0.35, -0.65)
+    return fig
+
+
+@_drawn
+def study_curves(logs: Mapping[str, Sequence[pd.DataFrame]], names: Mapping[str, str] | None = None) -> Figure:
+    """Training logs of GRPO arms, arm -> one log per seed. Thin: each seed, the mean of 5 steps; thick: their mean, as far as all
+    seeds went. Rewards of different arms are on different scales: compare their shapes.
+
+    Second panel: the share of groups without spread, else the spread of the batch (see `grpo_panel`); third: held-out reward, if
+    logged. Raises ValueError where no log has step and reward.
+    """
+    panels = {"reward": "Mean reward of the batch", "frac_reward_zero_std": "Share of groups without spread: nothing to learn",
+              "reward_std": "Spread of the rewards in the batch", "eval_reward": "Reward on held-out prompts"}
+    shown = [c for c in panels if any({"step", c} <= set(log) for each in logs.values() for log in each)]
+    if "reward" not in shown:
+        raise ValueError("study_curves: no log has the columns step and reward. Read the log-<arm>-<seed>.csv of GRPO arms.")
+    shown = [c for c in shown if c != "reward_std" or "frac_reward_zero_std" not in shown]
+    words = {arm: textwrap.fill((names or {}).get(arm, label(arm)), 18) for arm in logs}
+    tall = max(1.6, 0.19 * sum(1 + text.count("\n") for text in words.values()))
+    fig, axes = plt.subplots(len(shown), 1, figsize=(WIDTH, 0.5 + (tall + 0.45) * len(shown)), sharex=True, squeeze=False)
+    for ax, column in zip(axes[:, 0], shown, strict=True):
+        ends = []
+        for (arm, each), shade in zip(logs.items(), itertools.cycle((colour("grpo"), *_OTHERS))):
+            own = [log.dropna(subset=[column]).drop_duplicates("step").set_index("step")[column] for log in each if column in log]
+            own = [line.rolling(1 if column == "eval_reward" else 5, min_periods=1).mean() for line in own if len(line)]
+            for line in own:
+                ax.plot(line.index, line, color=shade, lw=0.8, alpha=0.45)
+            mean = pd.concat(own, axis=1).dropna().mean(axis=1) if own else []
+            if len(mean):
+                ax.plot(mean.index, mean, color=shade, lw=2.6)
+                ends.append((float(mean.iloc[-1]), words[arm], shade))
+        ax.set(title=panels[column], xlabel="step" if column == shown[-1] else None)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.grid(axis="y")
+        _end_labels(ax, ends, 0.19 / tall)
     return fig

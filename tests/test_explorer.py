@@ -43,7 +43,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag != "br":
+        if tag == "br":
+            self.text += "\n"
+        else:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -79,7 +81,15 @@ def test_ticks_say_on_which_level_an_answer_leaves_the_truth():
 def test_it_is_static_html_without_scripts_or_links():
     page = Page(explorer.case_html(CASE, ANSWERS))
     assert {tag for tag, _ in page.tags} <= {"div", "p", "b", "i", "br", "table", "tr", "td", "span", "mark", "ins"}
-    assert all(set(attributes) <= {"style"} for _, attributes in page.tags)
+    assert all(set(attributes) <= {"style", "valign"} for _, attributes in page.tags)
+
+
+def test_without_styles_as_on_github_lines_and_cells_keep_their_order():
+    html = explorer.case_html(CASE, ANSWERS)
+    assert "\n" not in html and html.count("<br>") >= NOTE.count("\n") + 6, "white-space: pre-wrap is dropped there"
+    assert all(attributes.get("valign") == "top" for tag, attributes in Page(html).tags if tag == "td")
+    bold = "".join(Page(html).inside["b"])
+    assert "ST elevation in V1-V4" in bold, "a citation shows where <mark> is dropped"
 
 
 @pytest.mark.parametrize("where", ["note", "think", "code", "missed", "heading", "model"])
@@ -96,7 +106,7 @@ def test_nothing_that_others_wrote_becomes_html(where):
                               heading=HOSTILE if where == "heading" else "")
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "img"}
-    assert all(set(attributes) <= {"style"} for _, attributes in page.tags)
+    assert all(set(attributes) <= {"style", "valign"} for _, attributes in page.tags)
     if where in ("note", "heading", "model"):
         assert HOSTILE in page.text, "and it is shown as it was written"
 

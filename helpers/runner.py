@@ -307,10 +307,12 @@ def write_report() -> Path:
     header, rows = table(metrics)
     figures = {path.stem.replace("_", " "): base64.b64encode(path.read_bytes()).decode()
                for path in sorted((folder / "figures").glob("*.png"))}
+    cases = folder / "case.html"
     synthetic = " Patients and notes are synthetic." if (course.data_dir() / "truth").exists() else ""
     template = (Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8")
     return course.write(folder / "report.html", Environment(autoescape=True).from_string(template).render(
         run=folder.name, notice=course.NOTICE, header=header, rows=rows, figures=figures,
+        cases=cases.read_text(encoding="utf-8") if cases.is_file() else "",
         about=f"Profile {profile.name}: {profile.about}, base model {profile.base}.{synthetic}",
         environment={"course": __version__, **metrics.get("environment", {})}))
 

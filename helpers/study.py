@@ -117,10 +117,11 @@ def _answers(model: Any, tokenizer: Any, cases: pd.DataFrame, profile: profiles.
     return inference.predict(model, tokenizer, cases, **({"batch_size": 128} | limits | watch | options))
 
 
-def train(name: str, seed: int, out: Path, start: Path | None) -> None:
+def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles.Profile | None = None) -> None:
     """Train one arm and save its adapter, tokenizer and training_log.csv to `out`, whole or not at all.
 
-    The trainers are configured as in notebooks 03 and 04; a checkpoint left beside `out` is gone on from.
+    The trainers are configured as in notebooks 03 and 04; a checkpoint left beside `out` is gone on from. `profile`: the tiny
+    one unless another is given.
     """
     import torch
     from peft import LoraConfig
@@ -128,7 +129,7 @@ def train(name: str, seed: int, out: Path, start: Path | None) -> None:
     from transformers.trainer_utils import get_last_checkpoint, set_seed
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-    arm, profile, work = ARMS[name], profiles.get("tiny"), out.with_name(f".{out.name}.work")
+    arm, profile, work = ARMS[name], profile or profiles.get("tiny"), out.with_name(f".{out.name}.work")
     set_seed(seed)  # LoRA draws its first weights before a trainer sets the seed
     for half in work.glob("checkpoint-*/"):
         if not course.read(half / "trainer_state.json"):  # what a trainer writes last

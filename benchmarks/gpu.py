@@ -474,9 +474,9 @@ def known_peaks() -> list[tuple[str, float, float]]:
     """Case, its peak in GB as somebody measured it, and the estimate of the same.
 
     TRL's QLoRA notebooks (`grpo_` and `sft_trl_lora_qlora`, one T4, r = 32) name a peak for each model. GRPO: 8 x 256 tokens, and
-    prompts of a length that is not told; 160 is a guess. SFT: 1 x 1,024 tokens. The TRL of October 2025 cast embeddings and output
-    layer to float32 before QLoRA training, two bytes a parameter more than today. Its pull request 4335 ended that; by the figures
-    that it gives, the 14B model was measured after the change. TRL 1.16 casts neither.
+    prompts of a length that is not told; 160 is a guess. SFT: 1 x 1,024 tokens. The TRL of October 2025 cast embeddings and
+    output layer to float32 before QLoRA training, two bytes a parameter more than today. Its pull request 4335 ended that; by the
+    figures that it gives, the 14B model was measured after the change. TRL 1.16 casts neither.
     """
     p, tiny = dataclasses.replace(
         profiles.get("gpu24"), sft_batch=1, sft_grad_accum=4, max_prompt_tokens=768, max_new_tokens=256, grpo_batch=8,
@@ -495,7 +495,7 @@ def known_peaks() -> list[tuple[str, float, float]]:
                 if stage == "sft" and "14B" not in name:
                     cast = shape["vocab_size"] * shape["hidden_size"] * (1 if shape["tie_word_embeddings"] else 2) * 2 / 1e9
                     rows[-1] = (f"{case}, embeddings in float32", known, guess + cast)
-    return rows + [(f"`tiny`, {stage.upper()}, on a CPU (not calibrated)", tiny.peak_gb[notebook],
+    return rows + [(f"`tiny`, {stage.upper()}, on a CPU, which set its overhead", tiny.peak_gb[notebook],
                     fit.estimate(tiny, stage, gpu=False)["peak"])
                    for stage, notebook in fit.NOTEBOOK.items() if notebook in tiny.peak_gb]  # fmt: skip
 

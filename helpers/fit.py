@@ -18,7 +18,7 @@ from helpers import models, profiles
 from helpers.profiles import Profile
 
 NOTEBOOK = {"sft": "03_lora_sft", "grpo": "04_qlora_grpo"}
-#: a layer's part of a token on a T4 (False) and an A100 (True), by TRL's QLoRA GRPO notebook: 28 layers, 256 tokens in 94 and 33 s
+#: a layer's part of a token on a T4 (False) and an A100 (True), by TRL's QLoRA GRPO notebook (28 layers, 256 tokens)
 LAYER_SECONDS = {False: 94 / 256 / 28, True: 33 / 256 / 28}
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
           "tie_word_embeddings")  # fmt: skip

@@ -190,6 +190,63 @@ def test_merging_is_lossless(tokenizer, adapter: Path, tmp_path: Path, four_bit:
     assert list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.bin"))
 
 
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    """A folder with a model in the layouts that are published: whole, in shards, as an adapter, and pickled."""
+    import json
+
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    root = tmp_path_factory.mktemp(request.param)
+    kind, shape = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "llama": (LlamaForCausalLM, LlamaConfig)}[request.param]
+    made = kind(shape(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                      num_attention_heads=1, num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id))  # fmt: skip
+    made.save_pretrained(root / "whole")
+    made.save_pretrained(root / "shards", max_shard_size="100KB")
+    assert len([*(root / "shards").glob("*.safetensors")]) > 1
+    made.config.save_pretrained(root / "pickled")
+    (root / "pickled" / "pytorch_model.bin").write_bytes(b"never read")
+    adapted = get_peft_model(kind.from_pretrained(root / "whole"), LoraConfig(r=4, target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.5)
+    adapted.save_pretrained(root / "adapter")
+    config = json.loads((root / "adapter" / "adapter_config.json").read_text()) | {"base_model_name_or_path": "whole"}
+    (root / "adapter" / "adapter_config.json").write_text(json.dumps(config))  # beside the adapter, wherever both lie
+    unpadded = models.load_tokenizer("tiny")
+    unpadded.pad_token = None
+    for name in ("whole", "shards", "pickled"):
+        unpadded.save_pretrained(root / name)
+    return root
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_every_published_layout_answers(published: Path, four_bit: bool) -> None:
+    import pandas as pd
+
+    cases = pd.DataFrame({"subject_id": [1, 1], "hadm_id": [2, 3], "note": ["CC: chest pain", "CC: cough\nHPI: fever"]})
+    said = {}
+    for label, base, adapter in (("whole", "whole", None), ("shards", "shards", None), ("both", "whole", "adapter"),
+                                 ("alone", "adapter", None)):  # fmt: skip
+        model, own = models.load(str(published / base), adapter and published / adapter, four_bit=four_bit)
+        answers = inference.predict(model, own, cases, max_new_tokens=8)
+        assert list(answers.columns) == list(inference.COLUMNS) and list(answers["hadm_id"]) == [2, 3]
+        said[label] = [*answers["completion"]]
+    assert said["whole"] == said["shards"] and said["both"] == said["alone"] != said["whole"]
+
+
+def test_what_cannot_be_loaded_is_told_before_anything_is(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    for base, adapter, text in ((published / "pickled", None, r"pickled: pytorch_model\.bin.*convert"),
+                                (published / "nowhere", None, "nowhere: no model is there.*HF_HUB_OFFLINE=0"),
+                                ("nobody/has-this", None, "nobody/has-this: no model is there"),
+                                (published / "whole", "nobody/adapter", "nobody/adapter holds no adapter"),
+                                (published / "whole", published / "shards", "shards holds no adapter")):  # fmt: skip
+        with pytest.raises(FileNotFoundError, match=text):
+            models.load(str(base), adapter)
+
+
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 def test_a_model_saved_in_a_hubs_layout_goes_through_the_same_path(architecture: str, tokenizer, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM

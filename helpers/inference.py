@@ -18,22 +18,13 @@ COLUMNS = ("subject_id", "hadm_id", "sample", "completion", "think", "predicted"
 
 
 def predict(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    cases: pd.DataFrame,
-    *,
-    max_new_tokens: int = 80,
-    max_note_tokens: int | None = None,
-    batch_size: int = 128,
-    samples: int = 1,
-    temperature: float = 0.0,
-    seed: int | None = None,
-    valid_codes: Iterable[str] | None = None,
-    dictionary: Iterable[str] | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: pd.DataFrame, *,
+    max_new_tokens: int = 80, max_note_tokens: int | None = None, batch_size: int = 128,
+    samples: int = 1, temperature: float = 0.0, seed: int | None = None,
+    valid_codes: Iterable[str] | None = None, dictionary: Iterable[str] | None = None,
     to_messages: Callable[[str], list[dict[str, str]]] = prompts.messages,
-    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
-    keep: Path | None = None,
-) -> pd.DataFrame:
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter, keep: Path | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Answers of a model for cases (columns subject_id, hadm_id, note), one row per case and sample, in the order of cases.
 
     Greedy at temperature 0, else `samples` draws per case, the same for the same `seed` whatever ran before. A model's own
@@ -60,10 +51,8 @@ def predict(
         texts.append(prompts.chat(tokenizer, to_messages(short)))
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)  # longest first: memory trouble shows at once
     rows: list[dict[str, Any] | None] = [None] * (len(texts) * samples)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
-    )
-    sampling |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    sampling: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     try:
         for start in progress(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]
@@ -75,9 +64,8 @@ def predict(
                 continue
             if seed is not None:
                 torch.manual_seed(seed + start)  # of each batch, so that it does not matter which were kept
-            batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False).to(
-                model.device
-            )
+            batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
+            batch = batch.to(model.device)
             width = batch["input_ids"].shape[1]
             processors = LogitsProcessorList([code_trie(tokenizer, valid_codes, width)] if valid_codes is not None else [])
             with torch.inference_mode():

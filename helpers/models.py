@@ -39,12 +39,8 @@ def nf4() -> BitsAndBytesConfig:
     if not torch.cuda.is_available():
         # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first eval() and later gradients are wrong.
         bnb.nn.modules.has_avx512bf16 = lambda: False
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype_for_device(),
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype_for_device())  # fmt: skip
 
 
 def keep_memory() -> bool:
@@ -143,9 +139,8 @@ def resolve(base: str, adapter: str | Path | None = None) -> tuple[str, str | No
     return source, adapter and str(adapter)
 
 
-def load(
-    profile: Any, adapter: str | Path | None = None, *, four_bit: bool = False, trainable: bool = False
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = False,
+         trainable: bool = False) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:  # fmt: skip
     """Model and tokenizer of a profile, on the device, with an adapter on top if one is named.
 
     profile: a `profiles.Profile`, or a base as text ("tiny", a hub id, a folder; an adapter that names its base will do).

@@ -213,6 +213,7 @@ def merge(profile: Any, adapter: str | Path, out_dir: str | Path, *, four_bit: b
     """
     from peft import PeftModel
 
+    (Path(out_dir) / "course_export.json").unlink(missing_ok=True)  # `push` waits for the card of the new one
     base, tokenizer = load(profile, four_bit=four_bit)
     if four_bit:
         base = base.dequantize()  # before the adapter goes on: its layers are built for the kind of weight they find

@@ -52,6 +52,18 @@ def test_credentialed_models_are_not_pushed_by_accident(tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "course_export.json").read_text())["credentialed"] is True
 
 
+def test_an_export_that_broke_off_is_not_pushed_with_the_card_of_the_one_before(tmp_path: Path, monkeypatch) -> None:
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    card(tmp_path)
+    monkeypatch.setattr(models, "load", killed)
+    with pytest.raises(KeyboardInterrupt):
+        models.merge("tiny", "adapter", tmp_path)
+    with pytest.raises(ValueError, match="no export"):
+        models.push(tmp_path, "me/mine")
+
+
 def test_a_prompt_file_of_the_released_format(tmp_path: Path) -> None:
     path = tmp_path / "prompt.csv"
     path.write_text('role,content\nsystem,"You code, carefully."\nuser,"Note:\n{note}\nWhich code?"\nassistant,<think>\n')

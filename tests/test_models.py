@@ -188,6 +188,7 @@ def test_merging_is_lossless(tokenizer, adapter: Path, tmp_path: Path, four_bit:
         torch.testing.assert_close(merged(**batch).logits, expected, atol=2e-3, rtol=1e-3)
     assert merged_tokenizer.chat_template == tokenizer.chat_template
     assert list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.bin"))
+    assert (tmp_path / "generation_config.json").is_file() and (tmp_path / "chat_template.jinja").is_file()
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama"])

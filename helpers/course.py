@@ -208,11 +208,14 @@ def write(path: Path, content: str | dict[str, Any]) -> Path:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as out:
-        out.write(content if isinstance(content, str) else json.dumps(content, indent=1, default=str))
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            out.write(content if isinstance(content, str) else json.dumps(content, indent=1, default=str))
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # a full disk needs the room
     return path
 
 

@@ -228,6 +228,14 @@ def test_a_drive_without_locks_is_no_reason_to_wait_or_to_fail(places: Path, mon
     assert list(places.glob("icd-*-base.lock")) and not list((course.run_dir() / ".stamps").glob("*soft*"))
 
 
+def test_what_a_full_disk_cut_off_takes_no_room(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = course.write(places / "table.json", {"edition": 1})
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        course.write(path, {"edition": 2})
+    assert course.read(path) == {"edition": 1} and not list(places.glob(".table*"))
+
+
 def test_no_room_or_no_right_to_write_stops_before_any_work(places: Path, monkeypatch) -> None:
     usage = shutil.disk_usage(places)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))

@@ -276,3 +276,41 @@ def test_notes_are_cut_and_answers_are_not(tokenizer) -> None:
     assert len(tokenizer(short)["input_ids"]) <= 51
     assert note.startswith(short[:40])
     assert models.truncate_note("CC: pain", tokenizer, 50) == "CC: pain"
+
+
+def test_notebook_5_puts_models_of_others_in_the_same_table(published: Path, tmp_path: Path, root: Path) -> None:
+    """Its own cells: slips are told at once, and each model leaves a table of predictions beside the reader's."""
+    import json
+    import shutil
+    from types import SimpleNamespace
+
+    import pandas as pd
+
+    from helpers import course, profiles
+
+    cells = json.loads((root / "notebooks" / "05_inference.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+    def part(begin: str, end: str) -> str:
+        return code[code.index(begin) : code.index(end, code.index(begin))]
+
+    (tmp_path / "prompt.csv").write_text('role,content\nsystem,Code it.\nuser,"Note: {note}"\nassistant,<think>\n')
+    names = {"profile": profiles.get("tiny"), "course": course, "inference": inference, "models": models, "prompts": prompts,
+             "pd": pd, "shutil": shutil, "adapters": dict.fromkeys(("base", "sft", "grpo")), "batch_size": 2, "dictionary": set(),
+             "test": pd.DataFrame({"subject_id": [1, 1, 2], "hadm_id": [2, 3, 4], "note": ["CC: pain", "CC: cough", "CC: rash"]}),
+             "job": SimpleNamespace(work=tmp_path, stale=True, commit=lambda _: None)}  # fmt: skip
+    whole, adapter = str(published / "whole"), str(published / "adapter")
+    others = {"whole-1.5B": {"base": whole, "prompt": str(tmp_path / "prompt.csv")}, "alone": {"base": adapter},
+              "both in 16 bit": {"base": whole, "adapter": adapter, "four_bit": False}}  # fmt: skip
+    check = part("for label, other in settings[\"others\"]", "if settings[\"cases\"]")
+    for wrong in ({"a/b": {"base": whole}}, {"sft": {"base": whole}}, {"grpo-samples": {"base": whole}}, {"x": {"base": "/no"}},
+                  {"x": {"base": whole, "prompt": str(tmp_path / "no.csv")}}):  # fmt: skip
+        with pytest.raises((AssertionError, FileNotFoundError)):
+            exec(check, names | {"settings": {"others": wrong}})
+    names["settings"] = {"max_new_tokens": 6, "four_bit": True, "others": others}
+    exec(check + part("def answer(", "for name in adapters:") + part("for label, other in settings[\"others\"].items():\n    ask",
+                                                                    "answers = {"), names)  # fmt: skip
+    tables = {path.stem: pd.read_parquet(path) for path in tmp_path.glob("*.parquet")}
+    assert set(tables) == set(others) and not [*tmp_path.glob("*.part*")]
+    assert all(list(table["hadm_id"]) == [2, 3, 4] for table in tables.values())
+    assert others["whole-1.5B"]["turns"][1]["content"] == "Note: {note}", "a changed prompt file makes the answers anew"

@@ -157,6 +157,9 @@ def setup() -> tuple[profiles.Profile, Path]:
     for kind in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=kind, module="transformers|trl|peft|torch|bitsandbytes|accelerate")
     check_room(run)
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell and not os.environ.get("ICD_PROGRESS") and _how_to_go_on not in shell.events.callbacks["post_run_cell"]:
+        shell.events.register("post_run_cell", _how_to_go_on)  # headless, the runner says it
     synthetic = _ours(data_dir()) or (data_dir() / "truth").exists()
     say(f"profile  {profile.name}: {profile.about} (ICD_PROFILE changes it)\n"
         f"data     {show(data_dir())}: {'synthetic patients' if synthetic else 'your own data'}\n"
@@ -166,6 +169,13 @@ def setup() -> tuple[profiles.Profile, Path]:
         say(f"Made by version {made_by[old[0]]} of the course, which is now {__version__}: {', '.join(old)} and what "
             "follows from them will be made anew when needed.")
     return profile, run
+
+
+def _how_to_go_on(result: Any) -> None:
+    """After a cell that failed or was interrupted in a notebook that a reader has open."""
+    if result.error_in_exec is not None:
+        say(f"Nothing that was finished is lost: it lies in {show(run_dir())}. Mend what the error names (on a full disk, free "
+            "some room) and run this notebook again from its first cell: it goes on, a training from its last checkpoint.")
 
 
 def badge(notebook: str) -> str:
@@ -198,11 +208,14 @@ def write(path: Path, content: str | dict[str, Any]) -> Path:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as out:
-        out.write(content if isinstance(content, str) else json.dumps(content, indent=1, default=str))
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            out.write(content if isinstance(content, str) else json.dumps(content, indent=1, default=str))
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # a full disk needs the room
     return path
 
 
@@ -377,13 +390,15 @@ def _lock(run: Path, name: str) -> Any:
     from filelock import FileLock, Timeout
 
     (run / ".stamps").mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".stamps" / f"{name}.lock", is_singleton=True)
+    lock = FileLock(run / ".stamps" / f"{name}.lock", is_singleton=True, fallback_to_soft=False)
     for wait in itertools.chain([0], itertools.repeat(60)):
         try:
             lock.acquire(timeout=wait)
             break
         except Timeout:
             say(f"{name}: another process is making it, waiting for that one (to take over, close its notebook)")
+        except OSError:  # a mounted drive without locks: then among the processes of this machine
+            lock = FileLock(Path(tempfile.gettempdir(), f"icd-{digest(str(run))[:16]}-{name}.lock"), is_singleton=True)
     return lock
 
 

@@ -18,6 +18,8 @@ from helpers import models, profiles
 from helpers.profiles import Profile
 
 NOTEBOOK = {"sft": "03_lora_sft", "grpo": "04_qlora_grpo"}
+#: a layer's part of a token on a T4 (False) and an A100 (True), by TRL's QLoRA GRPO notebook (28 layers, 256 tokens)
+LAYER_SECONDS = {False: 94 / 256 / 28, True: 33 / 256 / 28}
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
           "tie_word_embeddings")  # fmt: skip
 #: published config.json of Qwen/Qwen2.5-*-Instruct, the fields of _SHAPE, largest first: no hub has to be asked
@@ -74,14 +76,15 @@ def estimate(profile: Profile, stage: str, *, processes: int = 1, gpu: bool | No
     head         TRL scores at most 4,096 tokens by 32,768 entries of the vocabulary at a time (trl/kernels): 8 bytes each
     kv           GRPO's generation: keys and values of all completions generated at once, batch x steps per generation
     prefill      GRPO's generation first reads all these prompts in one pass: b·(6H + 4I) for each of their tokens
-    overhead     0.8: CUDA context, kernels, fragmentation; on a CPU Python and its libraries, taken to be as much
+    overhead     0.8: CUDA context, kernels, fragmentation. On a CPU 1.9: 0.8 for Python and its libraries, as seen, and 1.1 for
+                 freed memory that models.keep_memory keeps, set by the two measured peaks of `tiny`
     peak         weights + lora + max(activations + head, generation) + overhead
 
     Not counted: roll-outs by vLLM, which takes a share of the card of its own, and attention scores, which SDPA does not keep.
-    All but `prefill` was set by the peak of TRL's QLoRA GRPO notebook on a T4. tests/test_fit.py follows every live tensor of
-    small models: it agrees on `prefill`, finds 18H + 7I in the backward pass of a recomputed layer (a fifth more `activations`
-    for 7B), and less than 10H + 6I kept by a layer that is not. On a CPU nothing is calibrated. Raises ValueError for another
-    stage, OSError where the base's config is not on this machine.
+    All but `prefill` was set by one peak of TRL's QLoRA GRPO notebook on a T4; nine more lie within 15 % (docs/scaling.md).
+    tests/test_fit.py follows every live tensor of small models: it agrees on `prefill`, finds 18H + 7I in the backward pass of a
+    recomputed layer (a fifth more `activations` for 7B), and less than 10H + 6I kept by a layer that is not. Raises ValueError
+    for another stage, OSError where the base's config is not on this machine.
     """
     if stage not in NOTEBOOK:
         raise ValueError(f"estimate: stage is {stage!r}, but must be one of {', '.join(NOTEBOOK)}.")
@@ -106,11 +109,22 @@ def estimate(profile: Profile, stage: str, *, processes: int = 1, gpu: bool | No
         "head": min(batch * length, 4096) * min(vocabulary, 32768) * 8,
         "kv": cache * length,
         "prefill": at_once * prompt * b * (6 * hidden + 4 * inner),
-        "overhead": 0.8e9,
+        "overhead": 0.8e9 if b == 2 else 1.9e9,
     }
     training, generation = terms["activations"] + terms["head"], max(terms["kv"], cache * prompt + terms["prefill"])
     terms["peak"] = terms["weights"] + terms["lora"] + terms["overhead"] + max(training, generation)
     return {name: value / 1e9 for name, value in terms.items()}
+
+
+def rollout_seconds(profile: Profile, *, new_card: bool) -> float:
+    """Seconds that the roll-outs of one GRPO step take with transformers' generate, by order of magnitude.
+
+    A token takes the time to call each layer's many small kernels, whatever the batch; that time is TRL's (LAYER_SECONDS), on an
+    A100 for cards with bf16 (`new_card`), else on a T4. The forward and backward passes come on top.
+    """
+    generations = profile.grpo_grad_accum / (profile.grpo_steps_per_generation or profile.grpo_grad_accum)
+    tokens = generations * profile.grpo_max_completion
+    return tokens * config(profile.base)["num_hidden_layers"] * LAYER_SECONDS[new_card]
 
 
 def measured(profile: Profile, stage: str) -> float | None:
@@ -189,7 +203,7 @@ def check(profile: Profile, stage: str) -> None:
         return
     if need > (room := free if gpu else total):
         raise MemoryError(f"{stage.upper()} in profile {profile.name!r} needs about {need:.1f} GB, there are {room:.1f} GB"
-                          f"{'' if gpu else ' (the estimate is not calibrated on a CPU)'}. {_advice(profile, stage, room)}")
+                          f"{'' if gpu else ' (on a CPU a rough estimate)'}. {_advice(profile, stage, room)}")
 
 
 def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
@@ -208,10 +222,16 @@ def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
 
 
 def table(profile: Profile) -> pd.DataFrame:
-    """For SFT and GRPO on this machine: estimated, measured and available GB, and whether it fits. Raises what estimate does."""
-    free, mark, rows = device_gb()[0], " (not calibrated on a CPU)" * (profiles._gpu_gb() is None), {}
+    """For SFT and GRPO on this machine: estimated, measured and available GB, whether it fits, and the time where there is a
+    figure to go by. Raises what estimate does."""
+    gpu, rows = profiles._gpu_gb() is not None, {}
+    free, mark = device_gb()[0], " (rough on a CPU)" * (not gpu)
     for stage in NOTEBOOK:
         guess, known = estimate(profile, stage, processes=_processes())["peak"], measured(profile, stage)
         rows[stage.upper()] = {"estimated GB": f"{guess:.1f}{mark}", "measured GB": f"{known:.1f}" if known else "not measured",
-                               "available GB": f"{free:.1f}", "fits": "yes" if (known or guess) <= free else "no"}
+                               "available GB": f"{free:.1f}", "fits": "yes" if (known or guess) <= free else "no",
+                               "time": profile.expected(NOTEBOOK[stage])}
+        if gpu and stage == "grpo" and NOTEBOOK[stage] not in profile.minutes and not profile.grpo_vllm:
+            seconds = rollout_seconds(profile, new_card="bfloat16" in str(models.dtype_for_device()))
+            rows[stage.upper()]["time"] = f"not measured; roll-outs by a rule of thumb {seconds:.0f} s a step"
     return pd.DataFrame(rows).T

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from helpers import icd, prompts
+from helpers import course, icd, prompts
 
 if TYPE_CHECKING:
     import torch
@@ -17,28 +18,21 @@ COLUMNS = ("subject_id", "hadm_id", "sample", "completion", "think", "predicted"
 
 
 def predict(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    cases: pd.DataFrame,
-    *,
-    max_new_tokens: int = 80,
-    max_note_tokens: int | None = None,
-    batch_size: int = 128,
-    samples: int = 1,
-    temperature: float = 0.0,
-    seed: int | None = None,
-    valid_codes: Iterable[str] | None = None,
-    dictionary: Iterable[str] | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: pd.DataFrame, *,
+    max_new_tokens: int = 80, max_note_tokens: int | None = None, batch_size: int = 128,
+    samples: int = 1, temperature: float = 0.0, seed: int | None = None,
+    valid_codes: Iterable[str] | None = None, dictionary: Iterable[str] | None = None,
     to_messages: Callable[[str], list[dict[str, str]]] = prompts.messages,
-    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
-) -> pd.DataFrame:
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter, keep: Path | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Answers of a model for cases (columns subject_id, hadm_id, note), one row per case and sample, in the order of cases.
 
-    Greedy at temperature 0, else `samples` draws per case, the same for the same `seed` whatever ran before. `predicted` is the
-    normalised code, null where the answer is unusable: no code, or one that is neither in ICD-10-CM nor in `dictionary` (MIMIC's
-    own). valid_codes: decode under a trie
-    of these codes, from `<diagnosis>` on. Cases are sorted by length, so that a batch wastes little padding; `progress` wraps
-    the list of batch starts (course.progress). Research use only: no answer is a diagnosis. Raises ValueError for bad sizes.
+    Greedy at temperature 0, else `samples` draws per case, the same for the same `seed` whatever ran before. A model's own
+    repetition penalty, which many come with, is set aside. `predicted` is the normalised code, null where the answer is unusable:
+    no code, or one that is neither in ICD-10-CM nor in `dictionary` (MIMIC's own). valid_codes: decode under a trie of these,
+    from `<diagnosis>` on. Cases are sorted by length, so that a batch wastes little padding; `progress` wraps the list of batch
+    starts (course.progress). keep: a folder for finished batches; the same call with the same folder goes on after them.
+    Research use only: no answer is a diagnosis. Raises ValueError for bad sizes, MemoryError that says what to lower.
     """
     import torch
     from transformers import LogitsProcessorList
@@ -54,20 +48,24 @@ def predict(
     texts = []
     for note in cases["note"]:
         short = truncate_note(note, tokenizer, max_note_tokens) if max_note_tokens else note
-        texts.append(tokenizer.apply_chat_template(to_messages(short), tokenize=False, add_generation_prompt=True))
+        texts.append(prompts.chat(tokenizer, to_messages(short)))
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)  # longest first: memory trouble shows at once
     rows: list[dict[str, Any] | None] = [None] * (len(texts) * samples)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
-    )
-    if seed is not None:
-        torch.manual_seed(seed)
+    sampling: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     try:
         for start in progress(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]
-            batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False).to(
-                model.device
-            )
+            part = keep and keep / f"{start}.json"
+            kept = course.read(part).get("rows", []) if part else []
+            if [row["hadm_id"] for row in kept] == [int(cases["hadm_id"].iloc[i]) for i in chosen for _ in range(samples)]:
+                for j, row in enumerate(kept):
+                    rows[chosen[j // samples] * samples + j % samples] = row
+                continue
+            if seed is not None:
+                torch.manual_seed(seed + start)  # of each batch, so that it does not matter which were kept
+            batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
+            batch = batch.to(model.device)
             width = batch["input_ids"].shape[1]
             processors = LogitsProcessorList([code_trie(tokenizer, valid_codes, width)] if valid_codes is not None else [])
             with torch.inference_mode():
@@ -85,6 +83,13 @@ def predict(
                     "subject_id": int(case["subject_id"]), "hadm_id": int(case["hadm_id"]), "sample": sample,
                     "completion": completion, "think": parsed.think, "predicted": parsed.code if usable else None,
                 }  # fmt: skip
+            if part:
+                course.write(part, {"rows": [rows[i * samples + sample] for i in chosen for sample in range(samples)]})
+    except torch.OutOfMemoryError as error:
+        lower = (f"batch_size to {len(chosen) // 2} (infer_batch_tokens of the profile to half)" if len(chosen) > 1 else
+                 "max_note_tokens or max_new_tokens lower, or load the model with four_bit=True")  # fmt: skip
+        raise MemoryError(f"{len(chosen)} prompts of {width} tokens with {samples} answers each do not fit: set {lower}. "
+                          "What was answered before is kept where `keep` names a folder.") from error
     finally:
         tokenizer.padding_side = side
         model.train(was_training)

@@ -39,12 +39,8 @@ def nf4() -> BitsAndBytesConfig:
     if not torch.cuda.is_available():
         # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first eval() and later gradients are wrong.
         bnb.nn.modules.has_avx512bf16 = lambda: False
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype_for_device(),
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype_for_device())  # fmt: skip
 
 
 def keep_memory() -> bool:
@@ -94,10 +90,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base_path(source))
+    if isinstance(tokenizer.chat_template, dict):  # several, by name
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
-        raise ValueError(f"{source}: the tokenizer has no chat template. Use an instruct model, or set tokenizer.chat_template.")
+        raise ValueError(f"{source}: no tokenizer with a chat template. Use an instruct model, or set tokenizer.chat_template.")
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
-    if not prompt.endswith(THINK):
+    if not prompt.rstrip().endswith(THINK.rstrip()):
         tokenizer.chat_template += _THINK_TEMPLATE
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -105,19 +103,54 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load(
-    profile: Any, adapter: str | Path | None = None, *, four_bit: bool = False, trainable: bool = False
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+def _file(source: str | Path, name: str) -> Path | None:
+    """A file of a folder or of a hub repository, None where there is none."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False,
+                            _raise_exceptions_for_connection_errors=False)  # fmt: skip
+    except OSError:  # neither a folder nor a repository's name
+        return None
+    return Path(found) if found else None
+
+
+def resolve(base: str, adapter: str | Path | None = None) -> tuple[str, str | None]:
+    """(base, adapter) of a model, each a folder or a hub id; where `base` is an adapter, the base that it names, and it.
+
+    Nothing is loaded. Raises FileNotFoundError for what is not there, and for weights that are pickled.
+    """
+    source = base_path(str(base))
+    if adapter is None and (config := _file(source, "adapter_config.json")):
+        source, adapter = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"], source
+        beside = (Path(adapter, source), Path(adapter).parent / source)
+        source = next((str(path) for path in beside if not Path(source).exists() and path.is_dir()), source)
+    if adapter is not None and not _file(adapter, "adapter_config.json"):
+        raise FileNotFoundError(f"{adapter} holds no adapter (adapter_config.json is missing). Train one with 03_lora_sft, or "
+                                "give a folder or a hub id that has one.")
+    if not _file(source, "config.json"):
+        raise FileNotFoundError(f"{source}: no model is there (config.json is missing). Give a folder in Hugging Face's layout, "
+                                "or a hub id such as Qwen/Qwen2.5-7B-Instruct. The tiny profile switches the hub off unless you "
+                                "set HF_HUB_OFFLINE=0 before you start; a gated model asks for `hf auth login`.")
+    if Path(source).is_dir() and not [*Path(source).glob("*.safetensors")]:
+        found = ", ".join(sorted(path.name for path in Path(source).glob("*.bin"))) or "none"
+        raise FileNotFoundError(f"{source}: no weights in safetensors (pickled: {found}). Pickles can run code when they are "
+                                "read, so they are not: convert them with save_pretrained(), where you trust them.")
+    return source, adapter and str(adapter)
+
+
+def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = False,
+         trainable: bool = False) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:  # fmt: skip
     """Model and tokenizer of a profile, on the device, with an adapter on top if one is named.
 
-    profile: a `profiles.Profile`, or a base as text ("tiny", a hub id, a folder). four_bit: NF4, else the device's
-    own dtype. trainable: keep the adapter's weights trainable, in float32.
-    Raises FileNotFoundError for an adapter folder without adapter_config.json.
+    profile: a `profiles.Profile`, or a base as text ("tiny", a hub id, a folder; an adapter that names its base will do).
+    four_bit: NF4, else the device's own dtype. trainable: keep the adapter's weights trainable, in float32.
+    Raises FileNotFoundError as `resolve` does.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    source = profile if isinstance(profile, str) else profile.base
+    source, adapter = resolve(profile if isinstance(profile, str) else profile.base, adapter)
     kwargs: dict[str, Any] = {"dtype": dtype_for_device(), "use_safetensors": True}
     if four_bit:
         kwargs["quantization_config"] = nf4()
@@ -126,7 +159,7 @@ def load(
     else:
         keep_memory()
         kwargs["attn_implementation"] = "eager"  # at a few hundred tokens faster than torch's fused attention on a CPU
-    model = AutoModelForCausalLM.from_pretrained(base_path(source), **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     tokenizer = load_tokenizer(source)
     model.config.use_cache = True
     if four_bit:
@@ -134,9 +167,7 @@ def load(
     if adapter is not None:
         from peft import PeftModel
 
-        if not (Path(adapter) / "adapter_config.json").is_file():
-            raise FileNotFoundError(f"{adapter} holds no adapter (adapter_config.json is missing). Train one with 03_lora_sft.")
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
         tokenizer = _tokenizer_of(adapter, tokenizer)
     if trainable:
         float32_adapters(model)
@@ -146,7 +177,7 @@ def load(
 
 
 def _tokenizer_of(adapter: str | Path, fallback: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    return load_tokenizer(str(adapter)) if (Path(adapter) / "tokenizer_config.json").is_file() else fallback
+    return load_tokenizer(str(adapter)) if _file(adapter, "tokenizer_config.json") else fallback
 
 
 def float32_adapters(model: Any) -> int:
@@ -182,6 +213,7 @@ def merge(profile: Any, adapter: str | Path, out_dir: str | Path, *, four_bit: b
     """
     from peft import PeftModel
 
+    (Path(out_dir) / "course_export.json").unlink(missing_ok=True)  # `push` waits for the card of the new one
     base, tokenizer = load(profile, four_bit=four_bit)
     if four_bit:
         base = base.dequantize()  # before the adapter goes on: its layers are built for the kind of weight they find

@@ -23,10 +23,12 @@ here; whether a code exists is for `icd.is_valid`. Time is linear in the complet
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from helpers import icd
 
@@ -68,18 +70,28 @@ def read_template(path: str | Path) -> Callable[[str], list[dict[str, str]]]:
     """`messages` of a prompt file in the released format: CSV with the columns role and content, `{note}` where the note goes.
 
     A last turn of the assistant that only opens the reasoning is left out: the chat template opens it (models.load_tokenizer).
-    Raises ValueError, with the file, for other columns or roles, or unless exactly one turn has exactly one `{note}`.
+    One that says more stays, and is where the answer goes on (`chat`). Raises ValueError, with the file, for other columns or
+    roles, for text that is not UTF-8, or unless exactly one turn has exactly one `{note}`.
     """
-    with Path(path).open(newline="", encoding="utf-8-sig") as handle:
-        rows = list(csv.DictReader(handle))
-    if not rows or not {"role", "content"} <= set(rows[0]):
-        raise ValueError(f"{path}: the columns role and content are needed (found: {', '.join(rows[0]) if rows else 'no rows'}).")
-    turns = [{"role": (row["role"] or "").strip().lower(), "content": row["content"] or ""} for row in rows]
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: this is not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8.") from error
+    table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
+    if not (rows := list(table)) or not {"role", "content"} <= set(table.fieldnames):
+        found = ", ".join(table.fieldnames) or "nothing"
+        raise ValueError(f"{path}: the columns role and content are needed, and a row (found: {found}).")
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}: turn {number} has not {len(table.fieldnames)} fields. Put text with commas or line breaks "
+                             'between double quotes: user,"A note, {note}"')
+    turns = [{"role": row["role"].strip().lower(), "content": row["content"]} for row in rows]
     if wrong := sorted({turn["role"] for turn in turns} - {"system", "user", "assistant"}):
         raise ValueError(f"{path}: role {', '.join(map(repr, wrong))} is none of system, user, assistant.")
     if turns[-1]["role"] == "assistant" and turns[-1]["content"].strip() in ("", "<think>"):
         turns.pop()
-    if (found := sum(turn["content"].count("{note}") for turn in turns)) != 1:
+    if (found := sum(turn["content"].count("{note}") for turn in turns if turn["role"] != "assistant")) != 1:
         raise ValueError(f"{path}: {{note}} stands in it {found} times. It must stand once, where the note goes.")
 
     def fill(note: str) -> list[dict[str, str]]:
@@ -87,6 +99,29 @@ def read_template(path: str | Path) -> Callable[[str], list[dict[str, str]]]:
         return [turn | {"content": turn["content"].replace("{note}", clean)} for turn in turns]
 
     return fill
+
+
+def chat(tokenizer: Any, turns: list[dict[str, str]]) -> str:
+    """The text of a chat up to where the answer begins.
+
+    A last turn of the assistant is how the answer begins, in place of the `<think>` of the chat template. Where the template
+    refuses a system turn, its text begins the user's first one.
+    """
+    from jinja2 import TemplateError
+
+    opening = turns[-1]["content"] if turns[-1]["role"] == "assistant" else None
+    turns = turns if opening is None else turns[:-1]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        if turns[0]["role"] != "system":
+            raise
+        system, first, *rest = turns
+        turns = [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if opening is None:
+        return text
+    return re.sub(r"<think>\s*$", "", text) + re.sub(r"<think>\s*$", "<think>\n", opening)
 
 
 def answer(think: str, code: str) -> str:

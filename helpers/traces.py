@@ -41,20 +41,15 @@ def template_teacher(note: str, key: str, *, habit: float = HABIT) -> tuple[str,
         cited, detail = [name for name in cited if name != detail] or cited, ""
     findings = "; ".join(spans[name] for name in cited) or "nothing specific"
     category = icd.category(code) or ""
-    return (
-        f"Findings: {findings}.\n{icd.chapter_short(icd.chapter(code) or 22)}: {category} {_short(icd.title(category) or '')}."
-        f"\nDetail: {spans[detail] if detail else 'none'}."
-    ), code
+    chapter, title = icd.chapter_short(icd.chapter(code) or 22), _short(icd.title(category) or "")
+    return f"Findings: {findings}.\n{chapter}: {category} {title}.\nDetail: {spans[detail] if detail else 'none'}.", code
 
 
 def fallbacks() -> dict[str, str]:
     """Specific code -> the unspecified sibling that the teacher's habit falls back on (both normalised)."""
     entries = synthetic.casebook().entries
-    return {
-        str(icd.normalise(code)): str(icd.normalise(entry["unspecified"]))
-        for code, entry in entries.items()
-        if "unspecified" in entry
-    }
+    return {str(icd.normalise(code)): str(icd.normalise(entry["unspecified"]))
+            for code, entry in entries.items() if "unspecified" in entry}  # fmt: skip
 
 
 def _short(title: str) -> str:
@@ -129,9 +124,7 @@ def sft_dataset(cases: pd.DataFrame, traces: pd.DataFrame, tokenizer: Any, max_n
         for row in kept.itertuples()
     ]  # fmt: skip
     if not rows:
-        raise ValueError(
-            "traces: none was kept, so there is nothing to train on. Look at the column `why` in 02_reasoning_traces."
-        )
+        raise ValueError("traces: none was kept, so there is nothing to train on. See the column `why` in 02_reasoning_traces.")
     return Dataset.from_list(rows)
 
 

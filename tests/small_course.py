@@ -88,7 +88,7 @@ INFERENCE = {
     "settings": {"max_new_tokens": 12, "cases": 6, "constrained_cases": 2, "sampled_cases": 3, "samples": 2,
                  "baseline_notes": 60},
     "profile": {},
-    "cuts": {"    four_bit = options.pop": "    hold(label)\n    print(f'answers of {label}')\n    four_bit = options.pop"},
+    "cuts": {"    model, own = models.load(": "    hold(label)\n    print(f'answers of {label}')\n    model, own = models.load("},
     "last": "job.commit(job.work)",
 }
 CUTS = {"03_lora_sft": SFT, "04_qlora_grpo": GRPO, "05_inference": INFERENCE}

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,49 @@ def test_a_full_disk_says_how_to_go_on(places: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="disk is full.*goes on from its last checkpoint"):
         job.commit()
+
+
+CELL = """
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+shell.run_cell("from helpers import course; course.setup(); course.setup()")
+for cell in ("raise KeyboardInterrupt", "raise OSError(28, 'No space left on device')", "1 / 1"):
+    shell.run_cell(cell)
+"""
+
+
+def test_an_open_notebook_says_how_to_go_on_after_a_stop(places: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", CELL], text=True, capture_output=True)
+    assert done.stdout.count("Nothing that was finished is lost") == 2, done.stdout + done.stderr
+    assert "goes on, a training from its last checkpoint" in done.stdout
+
+
+def test_a_drive_without_locks_is_no_reason_to_wait_or_to_fail(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    real = fcntl.flock
+
+    def flock(fd: int, how: int) -> None:
+        if "runs" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(38, "Function not implemented")
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(places))
+    for _ in range(2):  # a machine that is gone leaves no lock behind that the next one would wait for
+        job = course.artefact("base")
+        assert job.stale and job.lock.is_locked
+        job.lock.release(force=True)
+    assert list(places.glob("icd-*-base.lock")) and not list((course.run_dir() / ".stamps").glob("*soft*"))
+
+
+def test_what_a_full_disk_cut_off_takes_no_room(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = course.write(places / "table.json", {"edition": 1})
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        course.write(path, {"edition": 2})
+    assert course.read(path) == {"edition": 1} and not list(places.glob(".table*"))
 
 
 def test_no_room_or_no_right_to_write_stops_before_any_work(places: Path, monkeypatch) -> None:

@@ -52,6 +52,18 @@ def test_credentialed_models_are_not_pushed_by_accident(tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "course_export.json").read_text())["credentialed"] is True
 
 
+def test_an_export_that_broke_off_is_not_pushed_with_the_card_of_the_one_before(tmp_path: Path, monkeypatch) -> None:
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    card(tmp_path)
+    monkeypatch.setattr(models, "load", killed)
+    with pytest.raises(KeyboardInterrupt):
+        models.merge("tiny", "adapter", tmp_path)
+    with pytest.raises(ValueError, match="no export"):
+        models.push(tmp_path, "me/mine")
+
+
 def test_a_prompt_file_of_the_released_format(tmp_path: Path) -> None:
     path = tmp_path / "prompt.csv"
     path.write_text('role,content\nsystem,"You code, carefully."\nuser,"Note:\n{note}\nWhich code?"\nassistant,<think>\n')
@@ -63,9 +75,37 @@ def test_a_prompt_file_of_the_released_format(tmp_path: Path) -> None:
         fill("  ")
 
 
+def test_a_prompt_file_as_a_spreadsheet_saves_it(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.csv"
+    path.write_bytes(b'\xef\xbb\xbfRole, Content\r\nsystem,"Code it.\r\nOnce."\r\n\r\nuser,{note}\r\n')
+    assert [turn["content"] for turn in prompts.read_template(path)("CC: pain")] == ["Code it.\nOnce.", "CC: pain"]
+    path.write_bytes("role,content\nuser,Läs {note}\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompt\.csv: this is not UTF-8"):
+        prompts.read_template(path)
+
+
+NO_SYSTEM = ("{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+             "<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}")  # fmt: skip
+
+
+@pytest.mark.parametrize(("opens", "ends"), [
+    ("", "<assistant><think>\n"), ("<think>\n", "<assistant><think>\n"), ("<think>", "<assistant><think>\n"),
+    ("Step by step.\n<think>", "<assistant>Step by step.\n<think>\n"), ("<think>\nThe note", "<assistant><think>\nThe note"),
+])  # fmt: skip
+def test_a_last_turn_of_the_assistant_is_where_the_answer_goes_on(tmp_path: Path, opens: str, ends: str) -> None:
+    path, tokenizer = tmp_path / "prompt.csv", models.load_tokenizer("tiny")
+    tokenizer.chat_template = NO_SYSTEM + models._THINK_TEMPLATE
+    path.write_text(f'role,content\nsystem,Code it.\nuser,"Note: {{note}}"\nassistant,"{opens}"\n')
+    text = prompts.chat(tokenizer, prompts.read_template(path)("CC: pain"))
+    assert text == "<user>Code it.\n\nNote: CC: pain</s>" + ends, "a refused system turn begins the user's"
+
+
 @pytest.mark.parametrize(("text", "what"), [
-    ("", "no rows"), ("who,what\nuser,{note}\n", "found: who, what"), ("role,content\nuser,hello\n", "0 times"),
+    ("", "found: nothing"), ("who,what\nuser,{note}\n", "found: who, what"), ("role,content\nuser,hello\n", "0 times"),
     ("role,content\nuser,{note} {note}\n", "2 times"), ("role,content\ntool,{note}\n", "'tool'"),
+    ("role\nuser\n", "found: role"), ("who\nuser,{note}\n", "found: who"), ("role,content\n", "and a row"),
+    ("role,content\nuser,Note: {note}, which code?\n", "turn 1 has not 2"), ("role,content\nsystem\nuser,{note}\n", "turn 1 has"),
+    ("role,content\nassistant,{note}\n", "0 times"),
 ])  # fmt: skip
 def test_a_prompt_file_that_will_not_do_is_named(tmp_path: Path, text: str, what: str) -> None:
     path = tmp_path / "prompt.csv"

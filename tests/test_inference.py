@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
 
 from helpers import icd, inference, models, notes, prompts, synthetic
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +78,66 @@ def test_a_seed_gives_the_same_samples_whatever_ran_before(loaded, cases: pd.Dat
     pd.testing.assert_frame_equal(inference.predict(*loaded, cases.head(2), **options), first)
     other = inference.predict(*loaded, cases.head(2), **(options | {"seed": 6}))
     assert (other["completion"] != first["completion"]).any()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import pandas as pd
+from helpers import inference, models
+
+def until_the_third(batches):
+    for number, start in enumerate(batches):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield start
+
+cases = pd.read_parquet(sys.argv[1])
+inference.predict(*models.load("tiny"), cases, samples=2, temperature=1.0, seed=3, max_new_tokens=8, batch_size=3,
+                  keep=Path(sys.argv[2]), progress=until_the_third)
+"""
+
+
+def test_killed_between_batches_it_goes_on_and_ends_with_the_same_answers(loaded, cases: pd.DataFrame, tmp_path: Path) -> None:
+    cases.to_parquet(tmp_path / "cases.parquet")
+    kept = tmp_path / "parts"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "cases.parquet"), str(kept)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL and sorted(p.name for p in kept.iterdir()) == ["0.json", "3.json"]
+    (kept / ".6.json.99").write_text('{"rows": [')  # a batch whose writing was cut off
+    asked = []
+    model, tokenizer = loaded
+    real = model.generate
+    options = {"samples": 2, "temperature": 1.0, "seed": 3, "max_new_tokens": 8, "batch_size": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "generate", lambda **k: asked.append(len(k["input_ids"])) or real(**k))
+        again = inference.predict(model, tokenizer, cases, keep=kept, **options)
+    assert sum(asked) == len(cases) - 6, "what was kept was asked again"
+    pd.testing.assert_frame_equal(again, inference.predict(model, tokenizer, cases, **options))
+    others = cases.assign(hadm_id=cases["hadm_id"] + 1000)
+    assert list(inference.predict(model, tokenizer, others, keep=kept, **options)["hadm_id"].unique()) == [*others["hadm_id"]]
+
+
+def test_a_models_own_repetition_penalty_is_set_aside(loaded, cases: pd.DataFrame) -> None:
+    model, tokenizer = loaded
+    plain = inference.predict(model, tokenizer, cases.head(2), max_new_tokens=24)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.generation_config, "repetition_penalty", 1.5)
+        patch.setattr(model.generation_config, "no_repeat_ngram_size", 2)
+        pd.testing.assert_frame_equal(inference.predict(model, tokenizer, cases.head(2), max_new_tokens=24), plain)
+
+
+def test_out_of_memory_says_what_to_lower(loaded, cases: pd.DataFrame) -> None:
+    model, tokenizer = loaded
+
+    def full(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "generate", full)
+        with pytest.raises(MemoryError, match="batch_size to 2 .*infer_batch_tokens"):
+            inference.predict(model, tokenizer, cases, batch_size=4)
+        with pytest.raises(MemoryError, match="max_note_tokens"):
+            inference.predict(model, tokenizer, cases, batch_size=1)
 
 
 @pytest.mark.parametrize(("answer", "expected"), [

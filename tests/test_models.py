@@ -188,6 +188,64 @@ def test_merging_is_lossless(tokenizer, adapter: Path, tmp_path: Path, four_bit:
         torch.testing.assert_close(merged(**batch).logits, expected, atol=2e-3, rtol=1e-3)
     assert merged_tokenizer.chat_template == tokenizer.chat_template
     assert list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.bin"))
+    assert (tmp_path / "generation_config.json").is_file() and (tmp_path / "chat_template.jinja").is_file()
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    """A folder with a model in the layouts that are published: whole, in shards, as an adapter, and pickled."""
+    import json
+
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    root = tmp_path_factory.mktemp(request.param)
+    kind, shape = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "llama": (LlamaForCausalLM, LlamaConfig)}[request.param]
+    made = kind(shape(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                      num_attention_heads=1, num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id))  # fmt: skip
+    made.save_pretrained(root / "whole")
+    made.save_pretrained(root / "shards", max_shard_size="100KB")
+    assert len([*(root / "shards").glob("*.safetensors")]) > 1
+    made.config.save_pretrained(root / "pickled")
+    (root / "pickled" / "pytorch_model.bin").write_bytes(b"never read")
+    adapted = get_peft_model(kind.from_pretrained(root / "whole"), LoraConfig(r=4, target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.5)
+    adapted.save_pretrained(root / "adapter")
+    config = json.loads((root / "adapter" / "adapter_config.json").read_text()) | {"base_model_name_or_path": "whole"}
+    (root / "adapter" / "adapter_config.json").write_text(json.dumps(config))  # beside the adapter, wherever both lie
+    unpadded = models.load_tokenizer("tiny")
+    unpadded.pad_token = None
+    for name in ("whole", "shards", "pickled"):
+        unpadded.save_pretrained(root / name)
+    return root
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_every_published_layout_answers(published: Path, four_bit: bool) -> None:
+    import pandas as pd
+
+    cases = pd.DataFrame({"subject_id": [1, 1], "hadm_id": [2, 3], "note": ["CC: chest pain", "CC: cough\nHPI: fever"]})
+    said = {}
+    for label, base, adapter in (("whole", "whole", None), ("shards", "shards", None), ("both", "whole", "adapter"),
+                                 ("alone", "adapter", None)):  # fmt: skip
+        model, own = models.load(str(published / base), adapter and published / adapter, four_bit=four_bit)
+        answers = inference.predict(model, own, cases, max_new_tokens=8)
+        assert list(answers.columns) == list(inference.COLUMNS) and list(answers["hadm_id"]) == [2, 3]
+        said[label] = [*answers["completion"]]
+    assert said["whole"] == said["shards"] and said["both"] == said["alone"] != said["whole"]
+
+
+def test_what_cannot_be_loaded_is_told_before_anything_is(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    for base, adapter, text in ((published / "pickled", None, r"pickled: pytorch_model\.bin.*convert"),
+                                (published / "nowhere", None, "nowhere: no model is there.*HF_HUB_OFFLINE=0"),
+                                ("nobody/has-this", None, "nobody/has-this: no model is there"),
+                                (published / "whole", "nobody/adapter", "nobody/adapter holds no adapter"),
+                                (published / "whole", published / "shards", "shards holds no adapter")):  # fmt: skip
+        with pytest.raises(FileNotFoundError, match=text):
+            models.load(str(base), adapter)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
@@ -218,3 +276,41 @@ def test_notes_are_cut_and_answers_are_not(tokenizer) -> None:
     assert len(tokenizer(short)["input_ids"]) <= 51
     assert note.startswith(short[:40])
     assert models.truncate_note("CC: pain", tokenizer, 50) == "CC: pain"
+
+
+def test_notebook_5_puts_models_of_others_in_the_same_table(published: Path, tmp_path: Path, root: Path) -> None:
+    """Its own cells: slips are told at once, and each model leaves a table of predictions beside the reader's."""
+    import json
+    import shutil
+    from types import SimpleNamespace
+
+    import pandas as pd
+
+    from helpers import course, profiles
+
+    cells = json.loads((root / "notebooks" / "05_inference.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+    def part(begin: str, end: str) -> str:
+        return code[code.index(begin) : code.index(end, code.index(begin))]
+
+    (tmp_path / "prompt.csv").write_text('role,content\nsystem,Code it.\nuser,"Note: {note}"\nassistant,<think>\n')
+    names = {"profile": profiles.get("tiny"), "course": course, "inference": inference, "models": models, "prompts": prompts,
+             "pd": pd, "shutil": shutil, "adapters": dict.fromkeys(("base", "sft", "grpo")), "batch_size": 2, "dictionary": set(),
+             "test": pd.DataFrame({"subject_id": [1, 1, 2], "hadm_id": [2, 3, 4], "note": ["CC: pain", "CC: cough", "CC: rash"]}),
+             "job": SimpleNamespace(work=tmp_path, stale=True, commit=lambda _: None)}  # fmt: skip
+    whole, adapter = str(published / "whole"), str(published / "adapter")
+    others = {"whole-1.5B": {"base": whole, "prompt": str(tmp_path / "prompt.csv")}, "alone": {"base": adapter},
+              "both in 16 bit": {"base": whole, "adapter": adapter, "four_bit": False}}  # fmt: skip
+    check = part("for label, other in settings[\"others\"]", "if settings[\"cases\"]")
+    for wrong in ({"a/b": {"base": whole}}, {"sft": {"base": whole}}, {"grpo-samples": {"base": whole}}, {"x": {"base": "/no"}},
+                  {"x": {"base": whole, "prompt": str(tmp_path / "no.csv")}}):  # fmt: skip
+        with pytest.raises((AssertionError, FileNotFoundError)):
+            exec(check, names | {"settings": {"others": wrong}})
+    names["settings"] = {"max_new_tokens": 6, "four_bit": True, "others": others}
+    exec(check + part("def answer(", "for name in adapters:") + part("for label, other in settings[\"others\"].items():\n    ask",
+                                                                    "answers = {"), names)  # fmt: skip
+    tables = {path.stem: pd.read_parquet(path) for path in tmp_path.glob("*.parquet")}
+    assert set(tables) == set(others) and not [*tmp_path.glob("*.part*")]
+    assert all(list(table["hadm_id"]) == [2, 3, 4] for table in tables.values())
+    assert others["whole-1.5B"]["turns"][1]["content"] == "Note: {note}", "a changed prompt file makes the answers anew"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import profiles
+from helpers import course, profiles
 
 TINY = profiles.get("tiny")
 
@@ -70,6 +73,42 @@ def test_what_does_not_add_up_is_refused_with_the_fix(change: dict, message: str
     base.validate()
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(base, **change).validate()
+
+
+def code_cell(root: Path, notebook: str, mark: str) -> str:
+    cells = json.loads((root / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
+    return next(text for cell in cells if cell["cell_type"] == "code" and mark in (text := "".join(cell["source"])))
+
+
+@pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=lambda p: p.name)
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_trl_takes_every_profile_as_the_notebooks_pass_it(
+    profile: profiles.Profile, stage: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    import trl
+
+    notebook, kind = {"sft": ("03_lora_sft", "SFTConfig"), "grpo": ("04_qlora_grpo", "GRPOConfig")}[stage]
+    for processes in (1, 2, 4):
+        names = {"profile": profile, "torch": torch, kind: getattr(trl, kind), "model": SimpleNamespace(dtype=torch.float32),
+                 "limit": profile.max_prompt_tokens + profile.max_new_tokens, f"{stage}_job": SimpleNamespace(work=tmp_path)}
+        exec(code_cell(root, notebook, "settings = {"), names)
+        with monkeypatch.context() as patch:
+            patch.setenv("WORLD_SIZE", str(processes))
+            names["batch"], names["accumulate"] = course.per_device(names["settings"]["batch"], names["settings"]["accumulate"])
+        cell = code_cell(root, notebook, f"arguments = {kind}(")
+        exec(cell[cell.index("arguments ="):], names)
+        made = names["arguments"]
+        rows = made.per_device_train_batch_size * made.gradient_accumulation_steps * processes
+        assert rows == getattr(profile, f"{stage}_batch") * getattr(profile, f"{stage}_grad_accum"), "a step is a step"
+        assert made.max_steps == getattr(profile, f"{stage}_steps") and made.optim == getattr(profile, f"{stage}_optim")
+        assert made.gradient_checkpointing == profile.gradient_checkpointing
+        assert not made.bf16 and not made.fp16  # by the dtype of the model, which TRL would not look at
+        if stage == "sft":
+            assert made.num_train_epochs == profile.sft_epochs and made.max_length == names["limit"]
+        else:
+            assert made.generation_batch_size * processes % profile.grpo_num_generations == 0
+            assert made.max_completion_length == profile.grpo_max_completion and made.beta == profile.grpo_beta
 
 
 @given(prompts=st.integers(1, 16), group=st.integers(2, 16), accum=st.sampled_from([1, 2, 4, 8]),

@@ -340,6 +340,8 @@ def assemble(found: Mapping[str, str]) -> str:
 
 _LATER_LINE = re.compile(  # on the first words of a line, spelling mended
     r"pertinent results|(?:brief )?hospital course|major surgical|discharge (?!date)|transitional issues|follow ?up inst|"
+    r"(?:clinical|in hospital) course|(?:transfer|hospitali[sz]ation|death) summary|(?:final|primary|principal) diagnos|"
+    r"(?:acute|active|chronic) (?:issues|problems)|operative (?:report|findings)|"
     r"(?:(?:physical )?exam |med\w* )?(?:on|at|upon) (?:discharge|d c)\b")  # fmt: skip
 _EARLIER_LINE = re.compile(
     r"chief complaint|cc\b|history of (?:the )?present|hpi\b|past medical|pmh|social history|family history|allergies|"
@@ -353,8 +355,9 @@ def leak_audit(cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples
     audit the state before extraction, pass the summary as `note` too. Definitions, on lower-case words of letters and digits:
     - Later text is found by a second, cruder reader than `sections`, so that a fault of the scanner cannot hide itself: all
       lines from one that begins with a later heading (results, hospital course, procedure, discharge ..., follow-up) to the
-      next that begins with one known at admission. A note holds later text if `shingle` consecutive words of it stand in the
-      note and nowhere in the summary's other lines; a passage copied from the present illness is therefore no leak.
+      next that begins with one known at admission. A note holds later text if `shingle` consecutive words of it, or a whole
+      shorter line of two words and more ("Acute appendicitis"), stand in the note and nowhere in the summary's other lines;
+      a passage copied from the present illness is therefore no leak.
     - A note holds the gold title if the title's words, without "unspecified" and the like, stand there one after the other.
       That is no leak by itself: the diagnosis may have been known before. Read the examples.
     Returns {"notes", "later_text": {"checked", "count", "share", "examples"}, "gold_title": the same}; an example is
@@ -367,7 +370,9 @@ def leak_audit(cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples
     notes = 0
     for case in cases:
         notes += 1
-        words = _words(case["note"])
+        if "note" not in case:
+            raise ValueError(f"leak_audit: record {notes} has no 'note', only {', '.join(map(str, case))}. Join the notes first.")
+        words = _words(case["note"]) if isinstance(case["note"], str) else []
         for kind, value in (("later_text", case.get("text")), ("gold_title", case.get("code"))):
             if not isinstance(value, str):
                 continue
@@ -407,4 +412,8 @@ def _later_passage(note: list[str], summary: str, k: int) -> str:
             start = i if i != end + 1 or start < 0 else start
             end = i
             best = max(best, (end + k - start, start))
-    return " ".join(note[best[1] : best[1] + best[0]])
+    if best[0]:
+        return " ".join(note[best[1] : best[1] + best[0]])
+    told, here = (f" {' '.join(w)} " for w in (_words("\n".join(parts[0])), note))
+    lines = (" ".join(_words(_NUMBER.sub("", line.strip().partition(":")[2].strip() or line.strip()))) for line in parts[1])
+    return max((line for line in lines if " " in line and f" {line} " in here and f" {line} " not in told), key=len, default="")

@@ -670,3 +670,18 @@ def test_audit_of_titles() -> None:
     assert found["gold_title"] | {"examples": 0} == {"checked": 2, "count": 1, "share": 0.5, "examples": 0}
     assert "acute kidney failure" in found["gold_title"]["examples"][0]["found"]
     assert found["later_text"]["checked"] == 0 and found["later_text"]["share"] is None
+
+
+def test_audit_finds_short_lines_of_later_sections() -> None:
+    text = "HPI:\nchest pain\n\nDischarge Diagnosis:\nAcute anterior STEMI\n"
+    leaked, clean = {"note": "HPI: chest pain acute anterior STEMI", "text": text}, {"note": "HPI: chest pain", "text": text}
+    assert notes.leak_audit([leaked])["later_text"]["examples"] == [{"hadm_id": None, "found": "acute anterior stemi"}]
+    assert notes.leak_audit([clean])["later_text"]["count"] == 0
+    known = {"note": "HPI: acute anterior STEMI", "text": text.replace("chest pain", "Acute anterior STEMI")}
+    assert notes.leak_audit([known])["later_text"]["count"] == 0
+
+
+def test_audit_of_records_without_note() -> None:
+    assert notes.leak_audit([{"note": float("nan"), "text": SUMMARY, "code": "I214"}])["gold_title"]["count"] == 0
+    with pytest.raises(ValueError, match="record 1 has no 'note'"):
+        notes.leak_audit([{"text": SUMMARY}])

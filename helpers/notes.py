@@ -402,7 +402,8 @@ def _later_passage(note: list[str], summary: str, k: int) -> str:
     later = False
     for line in summary.replace("\r\n", "\n").translate(_TRANSLATE).split("\n"):
         head = " ".join(map(_spelled, _words(line[:60])))
-        later = bool(_LATER_LINE.match(head)) or (later and not _EARLIER_LINE.match(head))
+        wrapped = line.lstrip()[:1].islower() and ":" not in line  # "no nasal | discharge, EOMI"
+        later = bool(not wrapped and _LATER_LINE.match(head)) or (later and not _EARLIER_LINE.match(head))
         parts[later].append(line)
     known, after = ({tuple(w[i : i + k]) for i in range(len(w) - k + 1)} for w in (_words("\n".join(part)) for part in parts))
     only_later = after - known

@@ -1,7 +1,7 @@
 """Raw files to admission notes: `helpers.mimic` against the usual way, on the same files in the same run.
 
     python -m benchmarks.mimic                   3,318 and 33,179 summaries (1 % and 10 % of MIMIC-IV-Note 2.2)
-    python -m benchmarks.mimic --shares 0.01 0.1 1 --out results/mimic.json
+    python -m benchmarks.mimic --shares 0.01 0.1 1 --out results/mimic.csv
 
 The usual way loads every table into pandas and then runs one regular expression per section over each note. Both ways get the
 same job (ICD-10 principal diagnosis, join, admission note, parquet), each in a process of its own. Peak memory is the
@@ -12,8 +12,8 @@ Files are invented by tests/mimic_fixture.py: summaries of about 1,500 words, 37
 from __future__ import annotations
 
 import argparse
+import csv
 import json
-import multiprocessing
 import os
 import platform
 import random
@@ -134,13 +134,13 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.1], help="of the 331,794 summaries, 1 for all")
     parser.add_argument("--ways", nargs="+", default=["usual", "this"], choices=["usual", "this"])
     parser.add_argument("--dir", type=Path, default=None, help="where the files go (the full size needs about 1 GB)")
-    parser.add_argument("--out", type=Path, default=None, help="write the table as JSON")
+    parser.add_argument("--out", type=Path, default=None, help="write the table as CSV")
     parser.add_argument("--measure", nargs=2, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         measure(args.measure[0], Path(args.measure[1]))
         return
-    table = []
+    table, load = [], os.getloadavg()[0]  # what else keeps the machine busy
     print(f"{'notes':>9} {'way':>6} {'s':>8} {'CPU s':>8} {'notes/s':>8} {'peak MiB':>9}")
     for share in args.shares:
         count = round(NOTES * share)
@@ -164,9 +164,13 @@ def main() -> None:
             memory = pair["this"]["peak_mib"] / pair["usual"]["peak_mib"]
             print(f"{'':>9} ratio: {speed:.2f} x the speed, {memory:.2f} x the peak memory")
     if args.out:
-        made = {"command": "python -m benchmarks.mimic --shares " + " ".join(map(str, args.shares)),
-                "cores": multiprocessing.cpu_count(), "python": platform.python_version()}  # fmt: skip
-        args.out.write_text(json.dumps({"made": made, "rows": table}, indent=1) + "\n")
+        command = "python -m benchmarks.mimic --shares " + " ".join(f"{share:g}" for share in args.shares)
+        made = {"command": command, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
+                "made": time.strftime("%Y-%m-%d"), "load": round(load, 1)}  # fmt: skip
+        with args.out.open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, [*table[0], *made], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(row | made for row in table)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ def read_rows(path: Path, columns: Sequence[str], skipped: Counter[str] | None =
                 raise ValueError(f"{name} is empty. {_AGAIN}")
             if missing := [c for c in columns if c not in header]:
                 hint = "" if all(map(str.isprintable, header)) else " The file is not UTF-8 text."
+                if len(header) == 1 and re.search(r"\w[;\t|]\w", header[0]):
+                    hint = " The fields are not separated by commas."
                 listed, found = ", ".join(f"'{c}'" for c in missing), ascii(", ".join(header)[:300])[1:-1]
                 raise ValueError(f"{name}: column {listed} is missing (found: {found}).{hint} {_SEE}")
             at = [header.index(c) for c in columns]
@@ -121,7 +123,7 @@ def read_rows(path: Path, columns: Sequence[str], skipped: Counter[str] | None =
                         tick(raw.tell())
                     yield [row[i] for i in at]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        what = "is no gzip file" if "Not a gzipped" in str(error) else "is truncated or damaged"
+        what = "is no gzip file" if path.open("rb").read(2) not in (b"", b"\x1f", b"\x1f\x8b") else "is truncated or damaged"
         raise ValueError(f"{name} {what} (after {good} records: {error}). {_AGAIN}") from error
     finally:
         csv.field_size_limit(limit)
@@ -135,18 +137,18 @@ def read_rows(path: Path, columns: Sequence[str], skipped: Counter[str] | None =
 
 
 def _text(raw: IO[bytes], path: Path) -> IO[str]:
-    binary = io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20) if path.suffix == ".gz" else raw
+    zipped = path.suffix == ".gz" or raw.peek(2)[:2] == b"\x1f\x8b"  # type: ignore[attr-defined]  # some browsers unpack by name only
+    binary = io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20) if zipped else raw
     # surrogateescape: one wrong byte then spoils one record, not the whole file
     return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[arg-type]
 
 
 def _integer(field: str) -> int | None:
-    """A whole number however it was written ("10", "10.0", "ICD-10"), None if it is none."""
-    try:
+    """A whole number of at most 18 digits however it was written ("10", "10.0", "ICD-10-CM"), None if it is none."""
+    if field.isdecimal() and len(field) <= 18:
         return int(field)
-    except ValueError:
-        found = re.fullmatch(r"(?:ICD|v)?[-_ ]?(\d{1,18})(?:\.0*)?(?:-?CM)?", field.strip(), re.I)
-        return int(found[1]) if found else None
+    found = re.fullmatch(r"(?:ICD|v)?[-_ ]?(\d{1,18})(?:\.0*)?(?:[-_ ]?CM)?", field.strip(), re.I)
+    return int(found[1]) if found else None
 
 
 def texts(data_dir: str | Path, hadm_ids: Collection[int]) -> Iterator[tuple[int, str]]:
@@ -203,7 +205,9 @@ def _labels(data_dir: Path, funnel: dict[str, int], skipped: Counter[str]) -> tu
                 skipped["hosp/diagnoses_icd: two different principal diagnoses"] += principal[hadm] is not None
                 principal[hadm] = None
     if not principal:
-        raise ValueError(f"hosp/diagnoses_icd: no row with seq_num 1 joins hosp/admissions. Are both of one release? {_SEE}")
+        faults = "; ".join(f"{n} x {fault}" for fault, n in skipped.items() if fault.startswith("hosp/"))
+        raise ValueError(f"hosp/diagnoses_icd: no row with seq_num 1 joins hosp/admissions ({faults or 'no row has seq_num 1'}). "
+                         f"Are both of one release? {_SEE}")  # fmt: skip
     known = {hadm: value for hadm, value in principal.items() if value}
     tens = {hadm: code for hadm, (version, code) in known.items() if version == 10}
     valid = {code for code in set(tens.values()) if icd.is_valid(code, own_codes)}

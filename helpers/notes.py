@@ -27,6 +27,9 @@ _HEADINGS = {alias: name for name, aliases in _WORDS["sections"].items() for ali
 _SYNONYMS: dict[str, str] = _WORDS["synonyms"]
 _BEFORE, _AFTER, _FILLER, _AMBIGUOUS, _PROSE = (
     frozenset(_WORDS["words"][kind]) for kind in ("before", "after", "filler", "ambiguous", "prose"))  # fmt: skip
+_CUES = {kind: frozenset(words) for kind, words in _WORDS["cues"].items()}
+_ONLY_WITH = ("report", "elsewhere", "fluid")  # cues that say nothing alone
+_TRIGGERS = {"discharge", "discharged"}.union(*(words for kind, words in _CUES.items() if kind not in _ONLY_WITH))
 _LATER = frozenset(_WORDS["sections"]) - set(ADMISSION) - {"header", "vitals", "tests"} | {"exam_discharge"}
 _FIRST = {a.split()[0] for a in _HEADINGS} | _SYNONYMS.keys() | _BEFORE | _AFTER | _FILLER | {"d"}
 _KNOWN = {w for alias in _HEADINGS for w in alias.split()} | _BEFORE | _AFTER | _FILLER
@@ -39,23 +42,28 @@ _NUMBER = re.compile(r"(\d{1,2})[.)] *(?=\D)")  # of an item in a list
 _BEGIN = re.compile(rf"[{re.escape(_MARKS)}]*+(?:({_NUMBER.pattern})[{re.escape(_MARKS)}]*+)?(?P<first>[A-Za-z]{{1,24}})")
 _WORD = re.compile(r"[a-z0-9]+")
 _DASH = re.compile(r" [-–—]+ ")
+_COMPOUND = re.compile(r" *(?:[/(&+]| and )", re.I)
+_BRACKETS = re.compile(r"\([^)]*\)?")
 _SPLIT = re.compile(  # a later heading in the middle of a line, after the end of a sentence
     r"([.;,]) {1,4}(?=(?:(?:on |at |upon )?(?:discharge|d/c)\b(?: (?:physical|exam|vital|medication|med|diagnos|"
     r"condition|disposition|instruction|lab)\w*)*|(?:physical )?exam(?:ination)? (?:on|at|upon) discharge|"
     r"(?:brief )?hospital course|pertinent results) ?:)", re.I)  # fmt: skip
 _UNFINISHED = re.compile(rf"(?:,|\b(?:{'|'.join(_WORDS['words']['unfinished'])}))$", re.I)
+_FRAMED = re.compile(r"[\[<=]|\*\*|[#*-]{3}")  # a heading that needs no blank line before it
+_RULE = re.compile(r"[=*#~_–—-]{3,}$")
 _RX = re.compile(r"^RX \*|\bDisp ?[:#*]|\bRefills? ?:", re.I)
 _ORGAN = re.compile(r"(vs|vitals?|gen|general|heent)\b", re.I)
 _BOILERPLATE = "The Preadmission Medication list "
 
 
 class _Heading(NamedTuple):
-    name: str  # a section, or "mark" for a bare "On admission:"
+    name: str  # a section, "mark" for a bare "On admission:", or the cue of a heading that is in no list ("?course")
     when: str  # "", "before" or "after": what the heading says about the time
     head: str
     rest: str  # what follows on the same line
     colon: bool
-    clear: bool = True  # False: only a heading where an exam is open ("On discharge she looks well")
+    printed: bool  # "Home Meds", not "Home meds"
+    clear: bool = True  # False: only a heading where an exam is open ("On discharge she looks well"), or below a blank line
 
 
 def _shortened(word: str) -> set[str]:
@@ -73,9 +81,9 @@ def _spelled(word: str) -> str:
     return next((_SHORTENED[short] for short in _shortened(word) if short in _SHORTENED), word)
 
 
-@lru_cache(maxsize=8192)
-def _classify(head: str) -> tuple[str, str] | None:
-    """Section and time named by a heading, or None if it names none."""
+@lru_cache(maxsize=1 << 14)
+def _classify(head: str, printed: bool = False) -> tuple[str, str] | None:
+    """Section and time named by a heading, or None if it names none; printed: it looks like one, so its first part may do."""
     words: list[str] = []
     for word in map(_spelled, _WORD.findall(head.lower().replace("d/c", "discharge"))):
         words += _SYNONYMS[word].split() if word in _SYNONYMS else () if word.isdigit() else (word,)
@@ -88,11 +96,56 @@ def _classify(head: str) -> tuple[str, str] | None:
                 return _HEADINGS[kept], when
         if not kept:
             return ("mark", when) if when else None
+    if not printed:
+        return None
+    part = _COMPOUND.split(head, maxsplit=1)[0]  # "Chief Complaint/Reason for visit", "HPI (per admitting resident)"
+    if part != head and part.lower() not in _AMBIGUOUS and (found := _classify(part)):
+        return found[0], when or found[1]
     return ("discharge_disposition", when) if words[:1] == ["discharge"] and len(words) <= 5 else None
 
 
+def _printed(head: str) -> bool:
+    """Whether words stand there as a heading does: all in capitals, or each long one with a capital."""
+    return head.isupper() or all(w[0].isupper() or len(w) < 4 for w in re.findall(r"[A-Za-z]+", head))
+
+
 def _heading(line: str) -> _Heading | None:
-    """The heading that a (stripped) line begins with."""
+    """The heading that a (stripped) line begins with: one of the lists, or one of other words that is known by a cue."""
+    return _listed(line) or _cued(line)
+
+
+def _cued(line: str) -> _Heading | None:
+    """A heading of unknown words of which one shows that what follows was not known at admission."""
+    end = line.find(":", 0, 64)
+    if end < 0 and len(line) > 64:
+        return None
+    words = _WORD.findall((line[:end] if end > 0 else line).lower().replace("d/c", "discharge"))
+    if len(words) > 12 or _TRIGGERS.isdisjoint(words):
+        return None
+    bare = line.lstrip(_MARKS)
+    end = bare.find(":", 0, 60)
+    head = _BRACKETS.sub("", bare[:end] if end > 0 else bare[:61]).strip(_MARKS)
+    if not head or len(head) > 60 or head[0].islower():
+        return None
+    words = _WORD.findall(head.lower().replace("d/c", "discharge"))
+    said = set(words)
+    if len(words) > 7 or (end < 0 and ("," in head or (len(words) > 4 and not _printed(head)))):
+        return None
+    found = next((kind for kind in ("course", "results", "medications") if _CUES[kind] & said), "")
+    if "discharge" in said or "discharged" in said:
+        found = "" if _CUES["fluid"] & said else "mark"
+    elif all(_CUES[kind] & said for kind in ("stay", "report")) and not _CUES["elsewhere"] & said:
+        found = "stay"
+    elif not found and len(words) > 1 and words[0] in _CUES["scans"]:
+        found = "results"
+    if not found or (found == "medications" and ((end < 0 and not head.isupper()) or _NUMBER.match(bare) or _RX.search(bare))):
+        return None
+    name, when = ("mark", "after") if found == "mark" else (f"?{found}", "")
+    rest = bare[end + 1 :].strip() if end > 0 else ""
+    return _Heading(name, when, head.lower(), rest, end > 0, _printed(head), end > 0 or head.isupper())
+
+
+def _listed(line: str) -> _Heading | None:
     if not (begin := _BEGIN.match(line)):
         return None
     first = begin["first"].lower()
@@ -105,22 +158,22 @@ def _heading(line: str) -> _Heading | None:
     if end < 0 and (dash := _DASH.search(bare, 0, 80)):
         end = dash.start()
     head, rest = (bare[:end], bare[end + 1 :].lstrip(_MARKS[:-1])) if end > 0 else (bare, "")
-    found = _classify(head) if len(head) <= 80 else None
-    if found and (end > 0 or found[0] != "discharge_disposition" or head.istitle() or head.isupper()):
-        return _Heading(*found, head.strip(_MARKS).lower(), rest, end > 0)
+    found = _classify(head, end > 0 or (len(head) < 50 and _printed(head))) if len(head) <= 80 else None
+    if found:
+        return _Heading(*found, head.strip(_MARKS).lower(), rest, end > 0, _printed(head))
     timed = first in ("on", "at", "upon", "prior", "before", "day")
     if not (bare[0].isupper() or timed or first in ("discharge", "exam", "vs", "d")):
         return None
     words = bare[:90].split(" ")[:7]
     for n in range(len(words) - 1, 0, -1):  # no colon: "HPI 65M with ...", "DISCHARGE EXAM VS 98.2 ..."
         head = " ".join(words[:n])
-        if not (found := _classify(head)) or found[0] == "discharge_disposition":
+        if not (found := _classify(head)):
             continue
         said = [w for w in words[:n] if w and w not in _FILLER]
         titled = len(said) > 1 and found[0] != "mark" and all(w[0].isupper() for w in said)
         clear = (titled or (head.isupper() and head.lower() not in _AMBIGUOUS)) and words[n].lower() not in _PROSE
         if clear or (n > 1 and found[1] == "after" and (timed or found[0] in ("exam", "vitals"))):
-            return _Heading(*found, head.strip(_MARKS).lower(), bare[len(head) :].strip(), False, clear)
+            return _Heading(*found, head.strip(_MARKS).lower(), bare[len(head) :].strip(), False, titled, clear)
     return None
 
 
@@ -132,7 +185,16 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
     """
     name, when = h.name, h.when
     hpi, in_exam, later = state == "present_illness", state in ("exam", "exam_discharge"), state in _LATER
+    told = state in ("hospital_course", "discharge_instructions")  # a narrative: "Home medications: held" is a remark
     discharge, bare, first = "transfer" not in h.head, not h.colon and not h.rest, h.head.split()[0]
+    if name[0] == "?":
+        if not (h.clear or blank) or later or state not in ADMISSION:
+            return "hospital_course" if state in ("results", "procedure") and name == "?stay" else None
+        if name == "?medications":
+            return "discharge_medications" if state == "medications" else None
+        if (name == "?results" and state in CORE) or (name == "?course" and state in CORE[1:]):
+            return None
+        return "results" if name == "?results" else "hospital_course"
     if (not h.clear and not in_exam) or (bare and not blank and (h.head in _AMBIGUOUS or (name == "mark" and wrapped))):
         return None
     if bare and not when and len(first) < 4 and first in _AMBIGUOUS and h.head != first:  # "PE in the past"
@@ -153,7 +215,9 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
             return "exam" if when and state == "exam_discharge" else None
         name = "exam"
     if name == "tests":
-        return "results" if when == "after" or not (hpi or later or state in CORE) else None
+        alone = not h.rest and (blank or (when and h.printed))  # "LABS ON ADMISSION:"
+        headed = not later and (alone or when) if not hpi else alone and when
+        return "results" if when == "after" or headed or not (later or state in CORE) else None
     if name in ("exam", "medications"):
         after = "exam_discharge" if name == "exam" else "discharge_medications"
         if when == "after":
@@ -168,7 +232,11 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
         elif later and name in filled and state != after:
             return None
     if name in ADMISSION:
-        again = (later and name in filled) or (strong and h.rest and (hpi or (not blank and state in ADMISSION)))
+        again = later and name in filled and (told or h.rest or h.head in filled)
+        again = again or (strong and h.rest and (hpi or told or (not blank and state in ADMISSION)))
+        if told and name == "medications" and h.rest:
+            listed = _NUMBER.match(h.rest) or h.rest.startswith(_BOILERPLATE)
+            again = again or not (when and (listed or (blank and (h.printed or "admission" in h.head))))
         same = name == state and h.rest and name != "exam"  # "Surgical history: ..." below the medical one keeps its label
         return None if again or same else "discharge_disposition" if when == "after" else name
     return None if name == "header" and (later or not h.colon) else name
@@ -195,8 +263,9 @@ def sections(text: str) -> dict[str, str]:
         h, nested = heads.get(i), False
         while h:
             ended = not previous or previous[-1] in ".:;?!" or (i - 1 in heads and not _UNFINISHED.search(previous))
+            blank = not previous or bool(_FRAMED.match(lines[i])) or bool(i + 1 < len(lines) and _RULE.match(lines[i + 1]))
             wrapped = not nested and not ended and line[0].islower()
-            target = _opens(h, state, filled, past, last_alone.get(h.name, -1) > i, not previous, wrapped)
+            target = _opens(h, state, filled, past, last_alone.get(h.name, -1) > i, blank, wrapped)
             if not target:
                 break
             # Inside a narrative, "Family history: ..." is a remark: it ends with its paragraph, not with the next heading.
@@ -205,6 +274,7 @@ def sections(text: str) -> dict[str, str]:
             state, line, nested = target, h.rest, True
             past = (past or state in _LATER - {"procedure"}) and not (state in ("exam", "medications") and state not in filled)
             found.setdefault(state, [])
+            filled.add(h.head)
             h = _heading(line) if line else None
             if h and not (h.name == "mark" or h.name in _LATER or (h.when and h.name in ("exam", "vitals", "medications"))):
                 h = None
@@ -270,6 +340,8 @@ def assemble(found: Mapping[str, str]) -> str:
 
 _LATER_LINE = re.compile(  # on the first words of a line, spelling mended
     r"pertinent results|(?:brief )?hospital course|major surgical|discharge (?!date)|transitional issues|follow ?up inst|"
+    r"(?:clinical|in hospital) course|(?:transfer|hospitali[sz]ation|death) summary|(?:final|primary|principal) diagnos|"
+    r"(?:acute|active|chronic) (?:issues|problems)|operative (?:report|findings)|"
     r"(?:(?:physical )?exam |med\w* )?(?:on|at|upon) (?:discharge|d c)\b")  # fmt: skip
 _EARLIER_LINE = re.compile(
     r"chief complaint|cc\b|history of (?:the )?present|hpi\b|past medical|pmh|social history|family history|allergies|"
@@ -283,8 +355,9 @@ def leak_audit(cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples
     audit the state before extraction, pass the summary as `note` too. Definitions, on lower-case words of letters and digits:
     - Later text is found by a second, cruder reader than `sections`, so that a fault of the scanner cannot hide itself: all
       lines from one that begins with a later heading (results, hospital course, procedure, discharge ..., follow-up) to the
-      next that begins with one known at admission. A note holds later text if `shingle` consecutive words of it stand in the
-      note and nowhere in the summary's other lines; a passage copied from the present illness is therefore no leak.
+      next that begins with one known at admission. A note holds later text if `shingle` consecutive words of it, or a whole
+      shorter line of two words and more ("Acute appendicitis"), stand in the note and nowhere in the summary's other lines;
+      a passage copied from the present illness is therefore no leak.
     - A note holds the gold title if the title's words, without "unspecified" and the like, stand there one after the other.
       That is no leak by itself: the diagnosis may have been known before. Read the examples.
     Returns {"notes", "later_text": {"checked", "count", "share", "examples"}, "gold_title": the same}; an example is
@@ -297,7 +370,9 @@ def leak_audit(cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples
     notes = 0
     for case in cases:
         notes += 1
-        words = _words(case["note"])
+        if "note" not in case:
+            raise ValueError(f"leak_audit: record {notes} has no 'note', only {', '.join(map(str, case))}. Join the notes first.")
+        words = _words(case["note"]) if isinstance(case["note"], str) else []
         for kind, value in (("later_text", case.get("text")), ("gold_title", case.get("code"))):
             if not isinstance(value, str):
                 continue
@@ -327,7 +402,8 @@ def _later_passage(note: list[str], summary: str, k: int) -> str:
     later = False
     for line in summary.replace("\r\n", "\n").translate(_TRANSLATE).split("\n"):
         head = " ".join(map(_spelled, _words(line[:60])))
-        later = bool(_LATER_LINE.match(head)) or (later and not _EARLIER_LINE.match(head))
+        wrapped = line.lstrip()[:1].islower() and ":" not in line  # "no nasal | discharge, EOMI"
+        later = bool(not wrapped and _LATER_LINE.match(head)) or (later and not _EARLIER_LINE.match(head))
         parts[later].append(line)
     known, after = ({tuple(w[i : i + k]) for i in range(len(w) - k + 1)} for w in (_words("\n".join(part)) for part in parts))
     only_later = after - known
@@ -337,4 +413,8 @@ def _later_passage(note: list[str], summary: str, k: int) -> str:
             start = i if i != end + 1 or start < 0 else start
             end = i
             best = max(best, (end + k - start, start))
-    return " ".join(note[best[1] : best[1] + best[0]])
+    if best[0]:
+        return " ".join(note[best[1] : best[1] + best[0]])
+    told, here = (f" {' '.join(w)} " for w in (_words("\n".join(parts[0])), note))
+    lines = (" ".join(_words(_NUMBER.sub("", line.strip().partition(":")[2].strip() or line.strip()))) for line in parts[1])
+    return max((line for line in lines if " " in line and f" {line} " in here and f" {line} " not in told), key=len, default="")

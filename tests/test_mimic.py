@@ -427,3 +427,32 @@ def test_processes_need_no_main_guard_in_the_readers_script(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(mimic.build_cases(hospital, workers=1))
+
+
+def test_errors_name_the_fault_they_met(tmp_path: Path, hospital) -> None:
+    rows = [row for row in hospital["hosp/diagnoses_icd"] if row[2] == 1]
+    for row in rows:
+        row[4] = "ten"
+    with pytest.raises(ValueError, match=rf"joins hosp/admissions \({len(rows)} x .*icd_version cannot be read\)"):
+        build(tmp_path, hospital)
+    for row in rows:
+        row[4] = "10 CM"
+    data = fixture.write_folder(tmp_path / "data", hospital)
+    whole = mimic.build_cases(data)
+    path = data / "hosp/admissions.csv.gz"
+    content = path.read_bytes()
+    path.write_bytes(gzip.compress(gzip.decompress(content).replace(b",", b"\t")))
+    with pytest.raises(ValueError, match="not separated by commas"):
+        mimic.build_cases(data)
+    path.write_bytes(content + b"rubbish")
+    with pytest.raises(ValueError, match=r"truncated or damaged \(after \d+ records"):
+        mimic.build_cases(data)
+    path.unlink()
+    path.with_suffix("").write_bytes(content)  # still packed, whatever its name says
+    pd.testing.assert_frame_equal(whole, mimic.build_cases(data))
+
+
+def test_ids_too_long_for_any_table(tmp_path: Path, hospital) -> None:
+    hospital["note/discharge"][0][4] = hospital["note/discharge"][1][2] = "9" * 23
+    cases = build(tmp_path, hospital)
+    assert len(hospital["note/discharge"]) - len(cases) == 2 and reasons(cases, "is no number") == 2

@@ -1,5 +1,4 @@
-"""
-""The admission note: what is kept, what never enters. All notes are invented; text marked LATER must not come through."""
+"""The admission note: what is kept, what never enters. All notes are invented; text marked LATER must not come through."""
 
 from __future__ import annotations
 
@@ -556,6 +555,86 @@ def test_any_order(blocks: list[str]) -> None:
     )
 
 
+# --- headings that are in no list --------------------------------------------------------------------------------------
+
+UNLISTED = """Interim labs:|Labs/Studies on admission:|PERTINENT LABS/IMAGING:|RADIOLOGIC STUDIES:|X-RAYS:|Test results:
+Laboratory values|NEUROIMAGING:|PATHOLOGY:|CT ABDOMEN/PELVIS WITH CONTRAST:|ECHO (___):|Cardiac cath:
+CARDIAC STUDIES|24 HR DATA (___)|SUMMARY STATEMENT:|Clinical course:|In-hospital course:|ACUTE MEDICAL ISSUES
+CHRONIC/STABLE PROBLEMS:|Hospital course and treatment:|Transfer summary:|Death summary:
+HOSPITAL COURSE/ASSESSMENT:|FICU COURSE|OVERNIGHT EVENTS:|Consults:|Medical Decision Making:
+Operative findings:|Morning of discharge:|Impression and plan:|Final Diagnosis|Cause of death:""".replace("\n", "|").split("|")
+
+
+@pytest.mark.parametrize("heading", UNLISTED)
+def test_unlisted_heading_ends_the_exam(heading: str) -> None:
+    text = f"CC: pain\n\nPhysical Exam:\nVS 98\nSkin: no issues\n\n{heading}\nLATER\nMore: LATER\n\nHome Meds:\naspirin\n"
+    assert notes.admission_note(text) == "CC: pain\nMEDS: aspirin\nEXAM: VS 98 Skin: no issues"
+
+
+UNLISTED_MEDICATIONS = """Updated medications:|CONTINUE:|STOP taking:|CHANGE how you take:|Medications prescribed:|START
+Medications given at discharge:|Post-discharge medications:|Current inpatient medications:|Medications to stop:|Expired:"""
+
+
+@pytest.mark.parametrize("heading", UNLISTED_MEDICATIONS.replace("\n", "|").split("|"))
+def test_unlisted_heading_ends_the_home_medications(heading: str) -> None:
+    text = f"CC: pain\n\nMedications on Admission:\n1. aspirin\n2. new inhaler\n\n{heading}\nLATER\n\nFH:\nMI\n"
+    assert notes.admission_note(text) == "CC: pain\nMEDS: 1. aspirin 2. new inhaler\nFAMILY: MI"
+
+
+@pytest.mark.parametrize("heading", ["Transfer summary:", "HOSPITALIZATION SUMMARY:", "Principal Problem:", "Final Diagnoses"])
+def test_unlisted_heading_ends_the_present_illness(heading: str) -> None:
+    assert notes.admission_note(f"HPI:\nfever\n\n{heading}\nLATER\n\nPMH:\nCAD\n") == "HPI: fever\nPMH: CAD"
+
+
+def test_what_came_before_admission_stays_in_the_present_illness() -> None:
+    text = (
+        "HPI:\nfever\n\nED course:\nfluids\nOutside hospital course: intubated\nImaging showed: oedema\nConsults: cardiology\n"
+        "Labs on arrival: WBC 20\nSince last discharge: well\n"
+    )
+    note = notes.admission_note(text + "\nLABS ON ADMISSION:\nLATER\n\nPMH:\nCAD\n")
+    assert note == f"HPI: {' '.join(text[5:].split())}\nPMH: CAD"
+
+
+def test_what_a_wound_discharges_stays_in_the_exam() -> None:
+    exam = "VS 98\nVaginal discharge: none\nWound: purulent discharge"
+    assert notes.sections(f"CC: pain\n\nPE:\n{exam}\n")["exam"] == exam
+
+
+def test_home_medications_in_the_course_neither_leak_nor_hide_the_list() -> None:
+    course = "Brief Hospital Course:\nACUTE ISSUES:\n# Sepsis LATER\nHome medications: LATER held\n# HTN: LATER\n\n"
+    for listed in ("Medications on Admission:\n1. aspirin", "Meds on admission: 1. aspirin", "HOME MEDS: 1. aspirin"):
+        assert notes.admission_note(f"CC: pain\n\n{course}{listed}\n") == "CC: pain\nMEDS: 1. aspirin"
+
+
+@pytest.mark.parametrize(
+    ("heading", "section"),
+    [
+        ("Chief Complaint/Reason for Admission", "chief_complaint"),
+        ("Reason for hospitalization", "chief_complaint"),
+        ("HPI (per admitting resident)", "present_illness"),
+        ("History of presenting problem", "present_illness"),
+        ("Pertinent past medical history", "medical_history"),
+        ("Past Ob/Gyn History", "medical_history"),
+        ("Social History/Habits", "social_history"),
+        ("Allergies/ADRs", "allergies"),
+        ("Known drug allergies", "allergies"),
+        ("Confirmed home medications", "medications"),
+        ("Medications PTA", "medications"),
+        ("O/E", "exam"),
+        ("Neurologic exam", "exam"),
+    ],
+)
+@pytest.mark.parametrize("form", ["{}:\n{}", "{}: {}"])
+def test_more_names_of_admission_sections(heading: str, section: str, form: str) -> None:
+    text = f"Service: MEDICINE\n\n{form.format(heading, 'here it is')}\n\nBrief Hospital Course:\nLATER\n"
+    assert notes.sections(text).get(section) == "here it is"
+
+
+def test_framed_headings_need_no_blank_line() -> None:
+    text = "CC:\npain\n**Procedure**\nLATER\n[PSH]\nappendectomy\nALL\n-----\nNKDA\nDischarge disposition\nLATER\n"
+    assert notes.admission_note(text) == "CC: pain\nPMH: appendectomy\nALLERGIES: NKDA"
+
+
 # --- leak audit -------------------------------------------------------------------------------------------------------
 
 COURSE = "LATER she went to the cath laboratory where a stent was placed into the proximal vessel"
@@ -591,3 +670,18 @@ def test_audit_of_titles() -> None:
     assert found["gold_title"] | {"examples": 0} == {"checked": 2, "count": 1, "share": 0.5, "examples": 0}
     assert "acute kidney failure" in found["gold_title"]["examples"][0]["found"]
     assert found["later_text"]["checked"] == 0 and found["later_text"]["share"] is None
+
+
+def test_audit_finds_short_lines_of_later_sections() -> None:
+    text = "HPI:\nchest pain\n\nDischarge Diagnosis:\nAcute anterior STEMI\n"
+    leaked, clean = {"note": "HPI: chest pain acute anterior STEMI", "text": text}, {"note": "HPI: chest pain", "text": text}
+    assert notes.leak_audit([leaked])["later_text"]["examples"] == [{"hadm_id": None, "found": "acute anterior stemi"}]
+    assert notes.leak_audit([clean])["later_text"]["count"] == 0
+    known = {"note": "HPI: acute anterior STEMI", "text": text.replace("chest pain", "Acute anterior STEMI")}
+    assert notes.leak_audit([known])["later_text"]["count"] == 0
+
+
+def test_audit_of_records_without_note() -> None:
+    assert notes.leak_audit([{"note": float("nan"), "text": SUMMARY, "code": "I214"}])["gold_title"]["count"] == 0
+    with pytest.raises(ValueError, match="record 1 has no 'note'"):
+        notes.leak_audit([{"text": SUMMARY}])

@@ -105,7 +105,7 @@ def _traces(cases: pd.DataFrame, arm: Arm, profile: profiles.Profile, seed: int,
         model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit)
         said = _answers(model, tokenizer, others, profile, samples=2, temperature=1.0, batch_size=64, seed=seed)
         said = said.merge(others[["hadm_id", "code", "note"]], on="hadm_id")
-        well = [prompts.parse(text).is_well_formed for text in said["completion"]]
+        well = said["completion"].map(lambda text: prompts.parse(text).is_well_formed)
         right = said[(said["predicted"] == said["code"]) & well].drop_duplicates("hadm_id")
         own = [(c.hadm_id, c.think, c.code, True, None) for c in right.itertuples()]
         taught = pd.concat([taught, pd.DataFrame(own, columns=list(traces.COLUMNS))], ignore_index=True)

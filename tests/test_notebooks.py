@@ -36,3 +36,4 @@ def test_the_report_holds_the_figures() -> None:
     page = runner.write_report().read_text(encoding="utf-8")
     figures = list((course.run_dir() / "figures").glob("*.png"))
     assert figures and page.count("data:image/png;base64,") == len(figures)
+    assert "mended by GRPO" in page or "spoiled by GRPO" in page, "no single case"

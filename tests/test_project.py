@@ -93,6 +93,7 @@ def test_the_wheel_holds_what_colab_needs(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert __version__ in wheel.name
     assert {f"helpers/_notebooks/{p.name}" for p in NOTEBOOKS} <= names
+    assert "helpers/_results/study/predictions.csv" in names, "notebook 7 has nothing to read on Colab"
     package = {str(p.relative_to(ROOT)) for p in tracked() if p.is_relative_to(ROOT / "helpers")}
     assert package <= names, f"left out: {package - names}"
     assert not [n for n in names if not n.startswith(("helpers/", "deepicd_course-"))]

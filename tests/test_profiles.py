@@ -97,7 +97,7 @@ def test_trl_takes_every_profile_as_the_notebooks_pass_it(
             patch.setenv("WORLD_SIZE", str(processes))
             names["batch"], names["accumulate"] = course.per_device(names["settings"]["batch"], names["settings"]["accumulate"])
         cell = code_cell(root, notebook, f"arguments = {kind}(")
-        exec(cell[cell.index("arguments ="):], names)
+        exec(cell[cell.index("per_generation =" if stage == "grpo" else "arguments ="):], names)
         made = names["arguments"]
         rows = made.per_device_train_batch_size * made.gradient_accumulation_steps * processes
         assert rows == getattr(profile, f"{stage}_batch") * getattr(profile, f"{stage}_grad_accum"), "a step is a step"

@@ -144,7 +144,7 @@ def test_grpo_on_two_processes_sees_each_prompt_once_an_epoch_and_ends_within_no
             old.unlink()
         small.copy_notebook(
             roots[name], "04_qlora_grpo", extra=RECORD_GRPO, cuts={
-                'cases[cases["split"] == "train"], cases': 'cases[cases["split"] == "train"].head(8), cases',
+                "watched, few_notes = ": "train = train.head(8)\nwatched, few_notes = ",
                 # Other roll-outs of the same prompts; the processes of a launch draw from seeds of their own anyway.
                 START: f"{START}; torch.manual_seed({seed} + int(os.environ.get('RANK', 0)))"},
             settings={"steps": 8, "rewards": ["vowel_reward", "recorded_reward"], "weights": [1.0, 0.0]})

@@ -41,7 +41,7 @@ _MARKS = " =*#~<>[](){}|•·-–—+\"'`."  # what people put around a heading
 _NUMBER = re.compile(r"(\d{1,2})[.)] *(?=\D)")  # of an item in a list
 _BEGIN = re.compile(rf"[{re.escape(_MARKS)}]*+(?:({_NUMBER.pattern})[{re.escape(_MARKS)}]*+)?(?P<first>[A-Za-z]{{1,24}})")
 _WORD = re.compile(r"[a-z0-9]+")
-_DASH = re.compile(r" [-–—]+ ")
+_DASH = re.compile(r"(?: |\b)[-–—]+ ")
 _COMPOUND = re.compile(r" *(?:[/(&+]| and )", re.I)
 _BRACKETS = re.compile(r"\([^)]*\)?")
 _SPLIT = re.compile(  # a later heading in the middle of a line, after the end of a sentence
@@ -53,6 +53,7 @@ _FRAMED = re.compile(r"[\[<=]|\*\*|[#*-]{3}")  # a heading that needs no blank l
 _RULE = re.compile(r"[=*#~_–—-]{3,}$")
 _RX = re.compile(r"^RX \*|\bDisp ?[:#*]|\bRefills? ?:", re.I)
 _ORGAN = re.compile(r"(vs|vitals?|gen|general|heent)\b", re.I)
+_ALONE = ("cc", "sh", "fh", "psh", "exam", "social", "physical")  # ambiguous, but no disease: a line of their own is a heading
 _BOILERPLATE = "The Preadmission Medication list "
 
 
@@ -66,11 +67,13 @@ class _Heading(NamedTuple):
     clear: bool = True  # False: only a heading where an exam is open ("On discharge she looks well"), or below a blank line
 
 
-def _shortened(word: str) -> set[str]:
-    return {word, *(word[:i] + word[i + 1 :] for i in range(len(word)))}
+def _shortened(word: str) -> list[str]:
+    return [word, *(word[:i] + word[i + 1 :] for i in range(len(word)))]
 
 
-_SHORTENED = {short: word for word in _KNOWN | _SYNONYMS.keys() if len(word) > 5 for short in _shortened(word)}
+# sorted, and of two words that share a shortened form the shorter ("medication"): a set would decide anew in every process
+_LONG = sorted((word for word in _KNOWN | _SYNONYMS.keys() if len(word) > 5), key=lambda word: (-len(word), word))
+_SHORTENED = {short: word for word in _LONG for short in _shortened(word)}
 
 
 @lru_cache(maxsize=1 << 15)
@@ -81,12 +84,23 @@ def _spelled(word: str) -> str:
     return next((_SHORTENED[short] for short in _shortened(word) if short in _SHORTENED), word)
 
 
+@lru_cache(maxsize=1 << 15)
+def _terms(token: str) -> tuple[str, ...]:
+    """What stands between two spaces, as words of headings: spelling mended, short forms spelled out, numbers dropped."""
+    words: list[str] = []
+    for word in map(_spelled, _WORD.findall(token.lower().replace("d/c", "discharge"))):
+        words += _SYNONYMS[word].split() if word in _SYNONYMS else () if word.isdigit() else (word,)
+    return tuple(words)
+
+
 @lru_cache(maxsize=1 << 14)
 def _classify(head: str, printed: bool = False) -> tuple[str, str] | None:
     """Section and time named by a heading, or None if it names none; printed: it looks like one, so its first part may do."""
     words: list[str] = []
-    for word in map(_spelled, _WORD.findall(head.lower().replace("d/c", "discharge"))):
-        words += _SYNONYMS[word].split() if word in _SYNONYMS else () if word.isdigit() else (word,)
+    for token in head.split(" "):
+        words += (terms := _terms(token))
+        if not (printed or _KNOWN.issuperset(terms)):
+            return None  # most lines of text end here
     said = set(words)
     when = "after" if _AFTER & said else "before" if _BEFORE & said else ""
     if said <= _KNOWN:
@@ -165,7 +179,8 @@ def _listed(line: str) -> _Heading | None:
     if not (bare[0].isupper() or timed or first in ("discharge", "exam", "vs", "d")):
         return None
     words = bare[:90].split(" ")[:7]
-    for n in range(len(words) - 1, 0, -1):  # no colon: "HPI 65M with ...", "DISCHARGE EXAM VS 98.2 ..."
+    known = next((n for n, word in enumerate(words[:-1]) if not _KNOWN.issuperset(_terms(word))), len(words) - 1)
+    for n in range(known, 0, -1):  # no colon: "HPI 65M with ...", "DISCHARGE EXAM VS 98.2 ..."
         head = " ".join(words[:n])
         if not (found := _classify(head)):
             continue
@@ -215,7 +230,7 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
             return "exam" if when and state == "exam_discharge" else None
         name = "exam"
     if name == "tests":
-        alone = not h.rest and (blank or (when and h.printed))  # "LABS ON ADMISSION:"
+        alone = not h.rest and (blank or (when and h.printed) or (h.colon and state == "medical_history"))  # "LABS ON ADMISSION:"
         headed = not later and (alone or when) if not hpi else alone and when
         return "results" if when == "after" or headed or not (later or state in CORE) else None
     if name in ("exam", "medications"):
@@ -263,8 +278,12 @@ def sections(text: str) -> dict[str, str]:
         h, nested = heads.get(i), False
         while h:
             ended = not previous or previous[-1] in ".:;?!" or (i - 1 in heads and not _UNFINISHED.search(previous))
-            blank = not previous or bool(_FRAMED.match(lines[i])) or bool(i + 1 < len(lines) and _RULE.match(lines[i + 1]))
-            wrapped = not nested and not ended and line[0].islower()
+            following = lines[i + 1] if i + 1 < len(lines) else ""
+            blank = not previous or bool(_FRAMED.match(lines[i]) or _RULE.match(following))
+            if not (blank or nested or state in _LATER or h.rest) and lines[i][0].isupper():  # "SH", "PE" above "VS 98.2"
+                blank = h.head in _ALONE or (h.head == "pe" and bool(_ORGAN.match(following)))
+            short = not h.rest and len(previous) < 45 and not _UNFINISHED.search(previous)  # no line is broken so early
+            wrapped = not nested and not ended and line[0].islower() and not short
             target = _opens(h, state, filled, past, last_alone.get(h.name, -1) > i, blank, wrapped)
             if not target:
                 break

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -409,6 +412,24 @@ def test_slips_of_the_pen_in_headings(typo: str) -> None:
     assert notes.admission_note(text) == "CC: pain\nMEDS: aspirin\nEXAM: tender"
 
 
+def test_slips_of_the_pen_are_mended_alike_in_every_process() -> None:
+    program = """
+from helpers import notes
+slips = []
+for word in sorted(word for word in notes._KNOWN | notes._SYNONYMS.keys() if len(word) > 5):
+    slips += [word[:i] + extra + word[i + cut:] for i in range(len(word)) for extra, cut in (("", 1), ("q", 0), ("q", 1))]
+import hashlib
+print(hashlib.sha256(" ".join(map(notes._spelled, slips)).encode()).hexdigest())
+"""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
+    command = [sys.executable, "-c", program]
+    found = {
+        subprocess.run(command, env=env | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+        for seed in ("1", "2", "3", "4")
+    }
+    assert len(found) == 1 and len(found.pop()) == 65
+
+
 def test_list_of_prescriptions_under_the_wrong_heading() -> None:
     text = (
         "CC: pain\n\nMedications on Admission:\n1. LATER aspirin\n"
@@ -628,6 +649,32 @@ def test_home_medications_in_the_course_neither_leak_nor_hide_the_list() -> None
 def test_more_names_of_admission_sections(heading: str, section: str, form: str) -> None:
     text = f"Service: MEDICINE\n\n{form.format(heading, 'here it is')}\n\nBrief Hospital Course:\nLATER\n"
     assert notes.sections(text).get(section) == "here it is"
+
+
+DENSE = (("CC", "pain"), ("HPI", "65M with pain"), ("PMH", "CAD"), ("SH", "no tobacco"), ("FH", "cancer"), ("PE", "VS 98.2"))
+
+
+@pytest.mark.parametrize("form", ["{}:\n{}", "{}\n{}", "{}: {}", "{} - {}", "{}- {}", "{}-\n{}"])
+@pytest.mark.parametrize("end", ["", "."])
+def test_abbreviations_need_no_blank_line(form: str, end: str) -> None:
+    lines = [form.format(head, body + end) for head, body in DENSE]
+    found = notes.admission_note("\n".join([*lines, "Brief Hospital Course:", "LATER"]))
+    heads = ("CC", "HPI", "PMH", "SOCIAL", "FAMILY", "EXAM")
+    assert found == "\n".join(f"{head}: {body}{end}" for head, (_, body) in zip(heads, DENSE, strict=True))
+
+
+def test_lower_case_headings_without_colon_or_blank_line() -> None:
+    heads = ("chief complaint", "hpi", "past medical history", "shx", "family history", "physical exam")
+    lines = [f"{head}\n{body}" for head, (_, body) in zip(heads, DENSE, strict=True)]
+    found = notes.sections("\n".join([*lines, "discharge exam", "LATER"]))
+    assert "LATER" not in notes.assemble(found)
+    assert [*found.values()] == [*(body for _, body in DENSE), "LATER"]
+
+
+@pytest.mark.parametrize("disease", ["PE", "ALL"])
+def test_a_disease_in_a_list_is_no_heading(disease: str) -> None:
+    text = f"PMH:\nCAD\n{disease}\nDVT\n\nSocial History:\nnone\n"
+    assert notes.admission_note(text) == f"PMH: CAD {disease} DVT\nSOCIAL: none"
 
 
 def test_framed_headings_need_no_blank_line() -> None:

@@ -18,7 +18,6 @@ import os
 import platform
 import random
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -122,11 +121,9 @@ def measure(way: str, data: Path) -> None:
         start = time.perf_counter()
         cases = {"this": this_way, "usual": usual_way}[way](data, Path(folder) / "out.parquet")
         seconds = time.perf_counter() - start
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        cpu = sum(r.ru_utime + r.ru_stime for r in used)
     done.set()
     watcher.join()
-    print(json.dumps({"seconds": round(seconds, 2), "cpu_s": round(cpu, 2), "peak_mib": round(peak[0] / 2**20), "cases": cases}))
+    print(json.dumps({"seconds": round(seconds, 2), "peak_mib": round(peak[0] / 2**20), "cases": cases}))
 
 
 def main() -> None:
@@ -141,7 +138,7 @@ def main() -> None:
         measure(args.measure[0], Path(args.measure[1]))
         return
     table, load = [], os.getloadavg()[0]  # what else keeps the machine busy
-    print(f"{'notes':>9} {'way':>6} {'s':>8} {'CPU s':>8} {'notes/s':>8} {'peak MiB':>9}")
+    print(f"{'notes':>9} {'way':>6} {'s':>8} {'notes/s':>8} {'peak MiB':>9}")
     for share in args.shares:
         count = round(NOTES * share)
         with tempfile.TemporaryDirectory(dir=args.dir) as folder:
@@ -157,7 +154,7 @@ def main() -> None:
                 row = {"notes": count, "way": way, **pair[way], "notes_per_s": round(count / pair[way]["seconds"])}
                 table.append(row)
                 print(
-                    f"{count:>9,} {way:>6} {row['seconds']:>8} {row['cpu_s']:>8} {row['notes_per_s']:>8,} {row['peak_mib']:>9,}"
+                    f"{count:>9,} {way:>6} {row['seconds']:>8} {row['notes_per_s']:>8,} {row['peak_mib']:>9,}"
                 )
         if len(pair) == 2:
             speed = pair["usual"]["seconds"] / pair["this"]["seconds"]

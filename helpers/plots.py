@@ -30,6 +30,10 @@ from helpers import icd
 MODELS = {  # label, colour; told apart with any colour vision
     "majority": ("Majority", "#C4C4C4"), "tfidf": ("TF-IDF + LR", "#2AA876"), "base": ("Base", "#666666"),
     "sft": ("SFT", "#0B62A4"), "grpo": ("GRPO", "#DB7A00"), "ideal": ("Ideal reader", "#000000")}
+_ARMS = {  # of the study, beside SFT and GRPO
+    "grpo-strict": "#7B3F98", "sft-codes": "#1B9E77", "sft-own": "#A67C1E", "sft-no-habit": "#3E8FC4", "grpo-no-habit": "#C2477F",
+    "sft-longer": "#444444", "grpo-prefix": "#3E8FC4", "grpo-released": "#444444", "grpo-grounded": "#1B9E77",
+    "grpo-zero": "#A67C1E"}
 LEVELS = {"chapter": "Chapter", "category": "Category", "full": "Full code"}
 KINDS = {  # the deepest level that is still right; purple is right, sand is wrong, hatched grey is no answer
     "full": ("right code", "#3F1D6B"), "category": ("right category", "#8066AE"),
@@ -53,8 +57,9 @@ def style() -> None:
 
 
 def colour(model: str) -> str:
-    """The colour of a model; variants such as "sft_constrained" or "grpo-strict" take that of the model they begin with."""
-    return MODELS.get(re.split(r"[-+_]", model)[0], ("", "#9467BD"))[1]
+    """The colour of a model or of an arm of the study; other variants, such as "sft_constrained", take that of the model they
+    begin with."""
+    return _ARMS.get(model) or MODELS.get(re.split(r"[-+_]", model)[0], ("", "#9467BD"))[1]
 
 
 def label(model: str) -> str:
@@ -200,8 +205,8 @@ def _panels(titles: Sequence[str], bands: Mapping[str, np.ndarray], ceiling: Seq
         if bound is not None:
             ax.axvline(bound, color="black", ls="--", lw=1.5)
             ax.text(bound, len(names) - 0.15, "ideal reader ", ha="right", va="center", size=9.5)
-        ax.set(title=title, xlim=(0, 1.22 * top), xlabel=xlabel if j == len(titles) // 2 else None)
-        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.set(title=title, xlim=(0, min(1.22 * top, max(top, 1.02))), xlabel=xlabel if j == len(titles) // 2 else None)
+        ax.xaxis.set_major_locator(MaxNLocator(2))
         _percent(ax.xaxis, "")
         ax.spines["left"].set_visible(False)
     axes[0].set_yticks(range(len(names)), [label(m) for m in names])
@@ -215,7 +220,7 @@ def code_frequencies(cases: pd.DataFrame) -> Figure:
     """The long tail: cases per code against the rank of the code, one line per split, both axes logarithmic."""
     fig, ax = plt.subplots(figsize=(WIDTH, 3.6))
     ends = []
-    for split, shade in (("test", "#A67C1E"), ("val", MID), ("train", DEEP)):
+    for split, shade in (("test", INK), ("val", MID), ("train", DEEP)):
         counts = cases.loc[cases["split"] == split, "code"].value_counts().to_numpy()
         if len(counts):
             ax.plot(np.arange(1, len(counts) + 1), counts, color=shade, marker=".", ms=5, lw=1.5)
@@ -382,7 +387,7 @@ def rollout_group(completions: Sequence[Any], rewards: Mapping[str, Sequence[flo
         plain: dict[str, Any] = {"va": "center", "parse_math": False}
         left.text(0, row - 0.2, _cut(think or "(no reasoning)", 70), size=9, **plain)
         left.text(0, row + 0.18, f"→ {icd.dotted(answer.code) or 'unusable'}", size=9.5, weight="bold", **plain)
-        left.text(1, row + 0.18, _cut(sums, 50), ha="right", size=TINY, color="#555555", **plain)
+        left.text(1, row + 0.18, _cut(sums, 50), ha="right", size=9, color="#555555", **plain)
         right.barh(row, advantage[i], color=colour("grpo") if advantage[i] > 0 else "#7A7A7A", height=0.55)
     left.set(xlim=(0, 1), ylim=(len(order) - 0.4, -0.6), xticks=[], yticks=[])
     left.spines[:].set_visible(False)
@@ -549,15 +554,16 @@ def confused_pairs(cases: pd.DataFrame, predictions: pd.DataFrame, top: int = 50
 
 @_drawn
 def most_confused_pairs(cases: pd.DataFrame, predictions: pd.DataFrame, top: int = 8) -> Figure:
-    """The pairs of codes most often confused, with titles: truth above, answer below; intervals of the counts."""
+    """The pairs of codes most often confused, with titles: truth above, answer below; intervals end at all cases of it."""
     pairs = confused_pairs(cases, predictions, top)
     names = [f"{_named(p.gold, 46, [p.predicted])}\n→ {_named(p.predicted, 46, [p.gold])}" for p in pairs.itertuples()]
     title = "Codes most often confused: truth → answer" if names else "No code was confused with another"
     fig, ax = _rows(names, 0.5, title, size=9)
     ax.barh(pairs.index, pairs["cases"], color=SAND, height=0.6)
-    ax.hlines(pairs.index, pairs["low"], pairs["high"], color=INK, lw=1.6)
+    ends = pairs["high"].clip(upper=pairs["of"])
+    ax.hlines(pairs.index, pairs["low"], ends, color=INK, lw=1.6)
     for p in pairs.itertuples():
-        ax.text(max(p.cases, p.high), p.Index, f"  {p.cases} of {p.of}", va="center", size=9.5)
+        ax.text(max(p.cases, ends[p.Index]), p.Index, f"  {p.cases} of {p.of}", va="center", size=9.5)
     ax.set(xlabel="cases", xlim=(0, 1.45 * max([1, *pairs["high"]])))
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return fig
@@ -583,9 +589,10 @@ def f1_against_frequency(cases: pd.DataFrame, predictions: Mapping[str, pd.DataF
         ax.plot(x, point, "o-", color=colour(model), ms=5)
         ends.append((point[-1], label(model), colour(model)))
     unseen = " (far left: none)" * any(n < 1 for n in seen.values())
-    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel=f"training cases of the code{unseen}", ylabel="F1, full code",
+    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel=f"training cases of the code{unseen}", ylabel="F1, full code (%)",
            title="F1 of each code by its training cases")
     _end_labels(ax, ends, 0.07)
+    _percent(ax.yaxis, "")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
@@ -719,6 +726,7 @@ def grounded_vs_right(frame: pd.DataFrame) -> Figure:
             ax.text(max(high, point) + 0.012, y, f"{share}{'' if state else 'not '}grounded: {len(part)} cases",
                     va="center", size=9.5)
     ax.set(xlim=(0, 1.45), xlabel="right code", xticks=[0, 0.25, 0.5, 0.75, 1])
+    ax.spines["bottom"].set_bounds(0, 1)
     _percent(ax.xaxis)
     return fig
 
@@ -778,7 +786,8 @@ def study_curves(logs: Mapping[str, Sequence[pd.DataFrame]], names: Mapping[str,
     fig, axes = plt.subplots(len(shown), 1, figsize=(WIDTH, 0.5 + (tall + 0.45) * len(shown)), sharex=True, squeeze=False)
     for ax, column in zip(axes[:, 0], shown, strict=True):
         ends = []
-        for (arm, each), shade in zip(logs.items(), itertools.cycle((colour("grpo"), *_OTHERS))):
+        for arm, each in logs.items():
+            shade = colour(arm)
             own = [log.dropna(subset=[column]).drop_duplicates("step").set_index("step")[column] for log in each if column in log]
             own = [line.rolling(1 if column == "eval_reward" else 5, min_periods=1).mean() for line in own if len(line)]
             for line in own:
@@ -789,6 +798,8 @@ def study_curves(logs: Mapping[str, Sequence[pd.DataFrame]], names: Mapping[str,
                 ends.append((float(mean.iloc[-1]), words[arm], shade))
         ax.set(title=panels[column], xlabel="step" if column == shown[-1] else None)
         ax.yaxis.set_major_locator(MaxNLocator(4))
+        if column == "frac_reward_zero_std":
+            _percent(ax.yaxis)
         ax.grid(axis="y")
         _end_labels(ax, ends, 0.19 / tall)
     return fig

@@ -215,9 +215,13 @@ def test_the_colours_that_labels_are_written_in_stand_out_from_white(model):
     assert 1.05 / (luminance + 0.05) >= 3, "WCAG 2.1 asks for 3:1 of large or bold text and of graphical objects"
 
 
-def test_one_colour_for_a_model_and_its_variants():
-    variants = {plots.colour(name) for name in ("sft", "sft_constrained", "sft+x", "sft-own")}
-    assert variants == {plots.MODELS["sft"][1]} and plots.colour("grpo-strict") == plots.colour("grpo")
+def test_one_colour_for_a_model_and_its_variants_and_one_of_its_own_for_a_core_arm():
+    from helpers import study
+
+    variants = {plots.colour(name) for name in ("sft", "sft_constrained", "sft+x", "sft-unquantised")}
+    assert variants == {plots.MODELS["sft"][1]} and plots.colour("grpo-constrained") == plots.colour("grpo")
+    core = [name for name, arm in study.ARMS.items() if arm.core]
+    assert len({plots.colour(name) for name in core}) == len(core)
     assert plots.colour("something") not in {c for _, c in plots.MODELS.values()}
     assert plots.label("sft") == "SFT" and plots.label("sft_constrained") == "sft constrained"
 
@@ -512,7 +516,7 @@ def test_study_arms_show_difference_interval_and_seeds_of_every_arm():
             interval, point, seeds = ax.lines[3 * row:3 * row + 3]
             assert list(interval.get_xdata()) == levels[level]["ci"] and set(interval.get_ydata()) == {row}
             assert list(seeds.get_xdata()) == levels[level]["per_seed"] and len(seeds.get_ydata()) == 5
-            assert point.get_color() == plots.colour(arm) == plots.MODELS[arm.split("-")[0]][1]
+            assert point.get_color() == plots.colour(arm)
             assert (point.get_markerfacecolor() == "white") == (arm == "grpo-strict"), "filled where the interval excludes 0"
         x = [ax.lines[3 * row + 1].get_xdata()[0] for row in range(4)]
         assert x[:3] == pytest.approx([0.04, 0.004, -0.03]) and ax.get_xlim()[0] < x[3] < -0.03, "far out: at the edge"

@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 import shutil
 import sys
@@ -156,6 +157,7 @@ def setup() -> tuple[profiles.Profile, Path]:
         os.environ.setdefault(name, value)
     for kind in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=kind, module="transformers|trl|peft|torch|bitsandbytes|accelerate")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a faster kernel that need not be there
     check_room(run)
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell and not os.environ.get("ICD_PROGRESS") and _how_to_go_on not in shell.events.callbacks["post_run_cell"]:

@@ -149,6 +149,7 @@ def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = Fa
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
 
     source, adapter = resolve(profile if isinstance(profile, str) else profile.base, adapter)
     kwargs: dict[str, Any] = {"dtype": dtype_for_device(), "use_safetensors": True}
@@ -159,6 +160,8 @@ def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = Fa
     else:
         keep_memory()
         kwargs["attn_implementation"] = "eager"  # at a few hundred tokens faster than torch's fused attention on a CPU
+    if source == str(TINY_BASE):
+        hf_logging.disable_progress_bar()  # of a file that is read in a blink
     model = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     tokenizer = load_tokenizer(source)
     model.config.use_cache = True

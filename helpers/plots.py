@@ -23,7 +23,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter, PercentFormatter
 
 from helpers import icd
 
@@ -206,7 +206,7 @@ def _panels(titles: Sequence[str], bands: Mapping[str, np.ndarray], ceiling: Seq
             ax.axvline(bound, color="black", ls="--", lw=1.5)
             ax.text(bound, len(names) - 0.15, "ideal reader ", ha="right", va="center", size=9.5)
         ax.set(title=title, xlim=(0, min(1.22 * top, max(top, 1.02))), xlabel=xlabel if j == len(titles) // 2 else None)
-        ax.xaxis.set_major_locator(MaxNLocator(2))
+        ax.xaxis.set_major_locator(MultipleLocator(0.5) if top > 0.6 else MaxNLocator(3))
         _percent(ax.xaxis, "")
         ax.spines["left"].set_visible(False)
     axes[0].set_yticks(range(len(names)), [label(m) for m in names])

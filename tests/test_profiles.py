@@ -91,7 +91,8 @@ def test_trl_takes_every_profile_as_the_notebooks_pass_it(
     notebook, kind = {"sft": ("03_lora_sft", "SFTConfig"), "grpo": ("04_qlora_grpo", "GRPOConfig")}[stage]
     for processes in (1, 2, 4):
         names = {"profile": profile, "torch": torch, kind: getattr(trl, kind), "model": SimpleNamespace(dtype=torch.float32),
-                 "limit": profile.max_prompt_tokens + profile.max_new_tokens, f"{stage}_job": SimpleNamespace(work=tmp_path)}
+                 "limit": profile.max_prompt_tokens + profile.max_new_tokens, f"{stage}_job": SimpleNamespace(work=tmp_path),
+                 "held_out": [1] if profile.teacher == "template" else None}
         exec(code_cell(root, notebook, "settings = {"), names)
         with monkeypatch.context() as patch:
             patch.setenv("WORLD_SIZE", str(processes))

@@ -124,6 +124,13 @@ def test_every_notebook_has_its_badge_and_the_common_setup_cell(path: Path) -> N
     assert "Research" in "".join(c.source for c in nb.cells) or "research" in "".join(c.source for c in nb.cells)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_figure_that_a_cell_saves_is_shown(path: Path) -> None:
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and "save_figure(" in c.source]
+    hidden = [c.id for c in cells if not any("image/png" in output.get("data", {}) for output in c.outputs)]
+    assert not hidden, f"{hidden}: was the figure closed after it was saved, or the notebook not run?"
+
+
 def test_the_badge_opens_the_notebook_on_colab() -> None:
     at = "https://colab.research.google.com/github/deepicd-course/deepicd-course/blob/main/notebooks/03_lora_sft.ipynb"
     assert course.badge("03_lora_sft").endswith(f"({at})")

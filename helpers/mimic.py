@@ -19,8 +19,11 @@ import io
 import json
 import os
 import re
+import shutil
+import signal
 import sys
 import tempfile
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -81,7 +84,7 @@ def read_rows(path: Path, columns: Sequence[str], skipped: Counter[str] | None =
     name = "/".join(path.parts[-2:])
     limit = csv.field_size_limit(_LONGEST_FIELD)
     good = broken = line = 0
-    first_fault = ""
+    first_fault, held = "", []  # a record is given on when the next one has shown that it was whole
     try:
         with path.open("rb") as raw, _text(raw, path) as lines:
             reader = csv.reader(lines, strict=True)
@@ -114,14 +117,20 @@ def read_rows(path: Path, columns: Sequence[str], skipped: Counter[str] | None =
                     if why != "not UTF-8" and header[0] != "text" and "text" in header:
                         line += reader.line_num  # in the middle of a torn note: go on where a record begins
                         before = header[: header.index("text")]
-                        fields = (r'"?\d*(?:\.0)?"?,' if c in _NUMBERS else r'"?[^",\n]*"?,' for c in before)
+                        fields = [r'"?\d*(?:\.0)?"?,' if c in _NUMBERS else r'"?[^",\n]*"?,' for c in before]
                         begins = re.compile("".join(fields)).match
+                        if held and row and not re.match("".join(fields[:3]), ",".join(row) + ","):
+                            held, good, broken = [], good - 1, broken + 1  # the rest of a note that a stray quote ended early
                         reader = csv.reader(dropwhile(lambda text, begins=begins: not begins(text), lines), strict=True)
                 elif row:
                     good += 1
                     if tick and not good % 256:
                         tick(raw.tell())
-                    yield [row[i] for i in at]
+                    if held:
+                        yield held
+                    held = [row[i] for i in at]
+            if held:
+                yield held
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         what = "is no gzip file" if path.open("rb").read(2) not in (b"", b"\x1f", b"\x1f\x8b") else "is truncated or damaged"
         raise ValueError(f"{name} {what} (after {good} records: {error}). {_AGAIN}") from error
@@ -152,11 +161,14 @@ def _integer(field: str) -> int | None:
 
 
 def texts(data_dir: str | Path, hadm_ids: Collection[int]) -> Iterator[tuple[int, str]]:
-    """(hadm_id, whole discharge summary) of the given admissions, streamed: for the leak audit and for reading."""
-    wanted = {str(h) for h in hadm_ids}
-    for hadm, kind, text in read_rows(find_table(data_dir, "note/discharge"), ("hadm_id", "note_type", "text")):
+    """(hadm_id, whole discharge summary) of the given admissions, of several the first: for the leak audit and for reading."""
+    wanted, best = {str(h) for h in hadm_ids}, {}
+    for hadm, kind, seq, text in read_rows(find_table(data_dir, "note/discharge"), ("hadm_id", "note_type", "note_seq", "text")):
         if kind.strip() != "AD" and (hadm in wanted or str(_integer(hadm)) in wanted):
-            yield int(_integer(hadm) or 0), text
+            written, key = _integer(seq) or 0, int(_integer(hadm) or 0)
+            if key not in best or written < best[key][0]:
+                best[key] = written, text
+    yield from ((key, text) for key, (_, text) in best.items())
 
 
 def dictionary(data_dir: str | Path, skipped: Counter[str] | None = None) -> set[str]:
@@ -329,7 +341,7 @@ def split_patients(
 
 def _keep(ids: dict[str, np.ndarray], funnel: dict[str, int], skipped: Counter[str], min_words: int) -> np.ndarray:
     """Row numbers to keep, from columns without text: one note per admission, not empty, long enough, no duplicate."""
-    order = np.lexsort((ids["digest"], ids["note_seq"], ids["hadm_id"], ids["subject_id"]))
+    order = np.lexsort((ids["digest"], ids["note_seq"], ids["words"] == 0, ids["hadm_id"], ids["subject_id"]))
     hadm = ids["hadm_id"][order]
     first = np.r_[True, hadm[1:] != hadm[:-1]][: len(order)]
     skipped["note/discharge: further note of an admission"] += int((~first).sum())
@@ -373,6 +385,8 @@ def write_cases(
     from tqdm.auto import tqdm
 
     data_dir, out = Path(data_dir), Path(out)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder. Name the file that the cases go into, such as {out / 'cases.parquet'}.")
     for table in ("hosp/admissions", "hosp/diagnoses_icd", "hosp/d_icd_diagnoses", "note/discharge"):
         source = find_table(data_dir, table)  # a missing file is told now, not after an hour
     split_patients(np.array([]), np.array([]), shares=shares)
@@ -383,6 +397,9 @@ def write_cases(
     names = ("subject_id", "hadm_id", "note_seq", "note", "words", "digest", "minhash")
     schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.*"):  # notes that a killed run left behind, once nobody writes there any more
+        if left.is_dir() and time.time() - max(p.stat().st_mtime for p in (left, *left.iterdir())) > 3600:
+            shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder, tqdm(
         total=source.stat().st_size, desc=source.name, unit="B", unit_scale=True, disable=not progress
     ) as bar:
@@ -489,9 +506,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one for each core)")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is cleared away
     try:
         funnel = write_cases(args.data_dir, args.out, seed=args.seed, workers=args.workers, progress=True)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     for step, n in funnel.items():
         print(f"{n:>9,}  {step}")

@@ -25,8 +25,10 @@ CORE = ("chief_complaint", "present_illness", "medical_history")
 _WORDS = tomllib.loads(Path(__file__).with_name("headings.toml").read_text(encoding="utf-8"))
 _HEADINGS = {alias: name for name, aliases in _WORDS["sections"].items() for alias in aliases}
 _SYNONYMS: dict[str, str] = _WORDS["synonyms"]
-_BEFORE, _AFTER, _FILLER, _AMBIGUOUS, _PROSE = (
-    frozenset(_WORDS["words"][kind]) for kind in ("before", "after", "filler", "ambiguous", "prose"))  # fmt: skip
+_BEFORE, _AFTER, _FILLER, _AMBIGUOUS, _ALONE, _AGAIN, _PROSE = (frozenset(_WORDS["words"][kind]) for kind in (
+    "before", "after", "filler", "ambiguous", "alone", "again", "prose"))  # fmt: skip
+_SPLIT, _LATER_LINE, _LATER_WORD, _EARLIER_LINE = (
+    re.compile(_WORDS["patterns"][kind], re.I) for kind in ("split", "later_line", "later_word", "earlier_line"))  # fmt: skip
 _CUES = {kind: frozenset(words) for kind, words in _WORDS["cues"].items()}
 _ONLY_WITH = ("report", "elsewhere", "fluid")  # cues that say nothing alone
 _TRIGGERS = {"discharge", "discharged"}.union(*(words for kind, words in _CUES.items() if kind not in _ONLY_WITH))
@@ -44,17 +46,12 @@ _WORD = re.compile(r"[a-z0-9]+")
 _DASH = re.compile(r"(?: |\b)[-–—]+ ")
 _COMPOUND = re.compile(r" *(?:[/(&+]| and )", re.I)
 _BRACKETS = re.compile(r"\([^)]*\)?")
-_SPLIT = re.compile(  # a later heading in the middle of a line, after the end of a sentence
-    r"([.;,]) {1,4}(?=(?:(?:on |at |upon )?(?:discharge|d/c)\b(?: (?:physical|exam|vital|medication|med|diagnos|"
-    r"condition|disposition|instruction|lab)\w*)*|(?:physical )?exam(?:ination)? (?:on|at|upon) discharge|"
-    r"(?:brief )?hospital course|pertinent results) ?:)", re.I)  # fmt: skip
 _UNFINISHED = re.compile(rf"(?:,|\b(?:{'|'.join(_WORDS['words']['unfinished'])}))$", re.I)
 _FRAMED = re.compile(r"[\[<=]|\*\*|[#*-]{3}")  # a heading that needs no blank line before it
 _RULE = re.compile(r"[=*#~_–—-]{3,}$")
 _RX = re.compile(r"^RX \*|\bDisp ?[:#*]|\bRefills? ?:", re.I)
 _ORGAN = re.compile(r"(vs|vitals?|gen|general|heent)\b", re.I)
-_ALONE = ("cc", "sh", "fh", "psh", "exam", "social", "physical")  # ambiguous, but no disease: a line of their own is a heading
-_BOILERPLATE = "The Preadmission Medication list "
+_BOILERPLATE, _BOILERPLATE_END = "The Preadmission Medication list ", "futher investigation."  # as MIMIC-IV spells it
 
 
 class _Heading(NamedTuple):
@@ -88,7 +85,7 @@ def _spelled(word: str) -> str:
 def _terms(token: str) -> tuple[str, ...]:
     """What stands between two spaces, as words of headings: spelling mended, short forms spelled out, numbers dropped."""
     words: list[str] = []
-    for word in map(_spelled, _WORD.findall(token.lower().replace("d/c", "discharge"))):
+    for word in map(_spelled, _WORD.findall(token.lower().replace("d/c", "discharge").replace("d.c.", "discharge"))):
         words += _SYNONYMS[word].split() if word in _SYNONYMS else () if word.isdigit() else (word,)
     return tuple(words)
 
@@ -131,6 +128,7 @@ def _heading(line: str) -> _Heading | None:
 def _cued(line: str) -> _Heading | None:
     """A heading of unknown words of which one shows that what follows was not known at admission."""
     end = line.find(":", 0, 64)
+    course = "hospital course" in line.lower() and line[-1] not in ".,;"
     if end < 0 and len(line) > 64:
         return None
     words = _WORD.findall((line[:end] if end > 0 else line).lower().replace("d/c", "discharge"))
@@ -143,18 +141,18 @@ def _cued(line: str) -> _Heading | None:
         return None
     words = _WORD.findall(head.lower().replace("d/c", "discharge"))
     said = set(words)
-    if len(words) > 7 or (end < 0 and ("," in head or (len(words) > 4 and not _printed(head)))):
+    if not course and (len(words) > 7 or (end < 0 and ("," in head or (len(words) > 4 and not _printed(head))))):
         return None
     found = next((kind for kind in ("course", "results", "medications") if _CUES[kind] & said), "")
     if "discharge" in said or "discharged" in said:
-        found = "" if _CUES["fluid"] & said else "mark"
+        found = "" if _CUES["fluid"] & said else "diagnosis" if said & {"diagnosis", "diagnoses"} else "mark"
     elif all(_CUES[kind] & said for kind in ("stay", "report")) and not _CUES["elsewhere"] & said:
         found = "stay"
     elif not found and len(words) > 1 and words[0] in _CUES["scans"]:
         found = "results"
     if not found or (found == "medications" and ((end < 0 and not head.isupper()) or _NUMBER.match(bare) or _RX.search(bare))):
         return None
-    name, when = ("mark", "after") if found == "mark" else (f"?{found}", "")
+    name, when = {"mark": ("mark", "after"), "diagnosis": ("discharge_diagnosis", "after")}.get(found, (f"?{found}", ""))
     rest = bare[end + 1 :].strip() if end > 0 else ""
     return _Heading(name, when, head.lower(), rest, end > 0, _printed(head), end > 0 or head.isupper())
 
@@ -173,6 +171,9 @@ def _listed(line: str) -> _Heading | None:
         end = dash.start()
     head, rest = (bare[:end], bare[end + 1 :].lstrip(_MARKS[:-1])) if end > 0 else (bare, "")
     found = _classify(head, end > 0 or (len(head) < 50 and _printed(head))) if len(head) <= 80 else None
+    if found and found[0] in ("exam", "medications") and 0 < len(rest) < 40:
+        mark = _classify(rest.strip(_MARKS + ":"))
+        found, rest = ((found[0], mark[1]), "") if mark and mark[0] == "mark" else (found, rest)  # "PE - discharge"
     if found:
         return _Heading(*found, head.strip(_MARKS).lower(), rest, end > 0, _printed(head))
     timed = first in ("on", "at", "upon", "prior", "before", "day")
@@ -212,7 +213,7 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
         return "results" if name == "?results" else "hospital_course"
     if (not h.clear and not in_exam) or (bare and not blank and (h.head in _AMBIGUOUS or (name == "mark" and wrapped))):
         return None
-    if bare and not when and len(first) < 4 and first in _AMBIGUOUS and h.head != first:  # "PE in the past"
+    if bare and not when and len(first) < 4 and first in _AMBIGUOUS and first != "lab" and h.head != first:  # "PE in the past"
         return None
     prose = h.head.startswith("discharge") if name == "mark" else name not in _LATER and when != "after"
     if wrapped and prose and (h.rest or not h.colon or name == "mark"):
@@ -234,6 +235,8 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
         headed = not later and (alone or when) if not hpi else alone and when
         return "results" if when == "after" or headed or not (later or state in CORE) else None
     if name in ("exam", "medications"):
+        if name in filled and not when and _AGAIN.intersection(h.head.split()):
+            when = "after"
         after = "exam_discharge" if name == "exam" else "discharge_medications"
         if when == "after":
             return after
@@ -267,7 +270,7 @@ def sections(text: str) -> dict[str, str]:
     lines = _SPLIT.sub(r"\1\n", text.replace("\r\n", "\n").translate(_TRANSLATE)).split("\n")
     lines = [line.strip() for line in lines]
     heads = {i: h for i, line in enumerate(lines) if line and (h := _heading(line))}
-    last_alone = {h.name: i for i, h in heads.items() if not h.rest}
+    last_alone = {h.name: i for i, h in heads.items() if not h.rest and h.when != "after"}
     found: dict[str, list[str]] = {}
     filled: set[str] = set()
     state, resume, previous, past = "preamble", "", "", False
@@ -349,23 +352,13 @@ def assemble(found: Mapping[str, str]) -> str:
     """The admission note from the dict that `sections` returns."""
     lines = []
     for name, heading in ADMISSION.items():
-        body = [line for line in found.get(name, "").split("\n") if not line.startswith(_BOILERPLATE)]
+        body = [line for line in found.get(name, "").split("\n") if not line.startswith((_BOILERPLATE, _BOILERPLATE_END))]
         if body := [line for line in body if line.strip("_,;" + _MARKS)]:
             lines.append(f"{heading}: {' '.join(' '.join(body).split())}")
     return "\n".join(lines)
 
 
 # --- leak audit -------------------------------------------------------------------------------------------------------
-
-_LATER_LINE = re.compile(  # on the first words of a line, spelling mended
-    r"pertinent results|(?:brief )?hospital course|major surgical|discharge (?!date)|transitional issues|follow ?up inst|"
-    r"(?:clinical|in hospital) course|(?:transfer|hospitali[sz]ation|death) summary|(?:final|primary|principal) diagnos|"
-    r"(?:acute|active|chronic) (?:issues|problems)|operative (?:report|findings)|"
-    r"(?:(?:physical )?exam |med\w* )?(?:on|at|upon) (?:discharge|d c)\b")  # fmt: skip
-_EARLIER_LINE = re.compile(
-    r"chief complaint|cc\b|history of (?:the )?present|hpi\b|past medical|pmh|social history|family history|allergies|"
-    r"(?:admission )?(?:physical )?exam\w*(?: on admission)?$|(?:home |admission )?med\w*(?: on admission)?$")  # fmt: skip
-
 
 def leak_audit(cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples: int = 5) -> dict[str, Any]:
     """How often text that was written after admission, or the title of the gold code, stands in the notes.
@@ -422,7 +415,10 @@ def _later_passage(note: list[str], summary: str, k: int) -> str:
     for line in summary.replace("\r\n", "\n").translate(_TRANSLATE).split("\n"):
         head = " ".join(map(_spelled, _words(line[:60])))
         wrapped = line.lstrip()[:1].islower() and ":" not in line  # "no nasal | discharge, EOMI"
-        later = bool(not wrapped and _LATER_LINE.match(head)) or (later and not _EARLIER_LINE.match(head))
+        ending = line.rstrip(" =*-_")[-1:]
+        title = ending == ":" or (ending not in ".," and (_printed(line) or "hospital course" in head))
+        named = title and len(head.split()) < 10 and _LATER_WORD.search(head)
+        later = bool(not wrapped and (named or _LATER_LINE.match(head))) or (later and not _EARLIER_LINE.match(head))
         parts[later].append(line)
     known, after = ({tuple(w[i : i + k]) for i in range(len(w) - k + 1)} for w in (_words("\n".join(part)) for part in parts))
     only_later = after - known

@@ -11,15 +11,18 @@ from __future__ import annotations
 import itertools
 import re
 import textwrap
+import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -27,28 +30,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLo
 
 from helpers import icd
 
-MODELS = {  # label, colour; told apart with any colour vision
-    "majority": ("Majority", "#C4C4C4"), "tfidf": ("TF-IDF + LR", "#2AA876"), "base": ("Base", "#666666"),
-    "sft": ("SFT", "#0B62A4"), "grpo": ("GRPO", "#DB7A00"), "ideal": ("Ideal reader", "#000000")}
-_ARMS = {  # of the study, beside SFT and GRPO
-    "grpo-strict": "#7B3F98", "sft-codes": "#1B9E77", "sft-own": "#A67C1E", "sft-no-habit": "#3E8FC4", "grpo-no-habit": "#C2477F",
-    "sft-longer": "#444444", "grpo-prefix": "#3E8FC4", "grpo-released": "#444444", "grpo-grounded": "#1B9E77",
-    "grpo-zero": "#A67C1E"}
+_PALETTE = tomllib.loads(Path(__file__).with_name("palette.toml").read_text(encoding="utf-8"))
+MODELS: dict[str, tuple[str, str]] = {name: tuple(pair) for name, pair in _PALETTE["models"].items()}  # label, colour
+KINDS: dict[str, tuple[str, str]] = {name: tuple(pair) for name, pair in _PALETTE["kinds"].items()}
 LEVELS = {"chapter": "Chapter", "category": "Category", "full": "Full code"}
-KINDS = {  # the deepest level that is still right; purple is right, sand is wrong, hatched grey is no answer
-    "full": ("right code", "#3F1D6B"), "category": ("right category", "#8066AE"),
-    "chapter": ("right chapter", "#C3B5DE"), "wrong": ("wrong chapter", "#E3BE7F"), "unusable": ("unusable", "#DADADA")}
 INK, FAINT, DEEP, MID, SAND = "#222222", "#8C8C8C", "#3F1D6B", "#8066AE", "#E3BE7F"
 WIDTH, TINY = 7.0, 8.2
-RC: dict[str, Any] = {
-    "font.size": 11, "font.family": "DejaVu Sans", "axes.titlesize": 11.5, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.labelsize": 10.5, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 9.5,
-    "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "axes.edgecolor": FAINT, "axes.grid": False, "grid.color": "#E6E6E6", "grid.alpha": 1, "text.color": INK,
-    "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "ytick.major.size": 0, "lines.linewidth": 2,
-    "hatch.linewidth": 0.6, "hatch.color": FAINT, "figure.figsize": (WIDTH, 4), "figure.dpi": 100, "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "axes.prop_cycle": plt.cycler(color=[MODELS[m][1] for m in ("sft", "grpo", "tfidf", "base")])}
+RC = rc_params_from_file(str(Path(__file__).with_name("course.mplstyle")), use_default_template=False)
 
 
 def style() -> None:
@@ -59,7 +47,7 @@ def style() -> None:
 def colour(model: str) -> str:
     """The colour of a model or of an arm of the study; other variants, such as "sft_constrained", take that of the model they
     begin with."""
-    return _ARMS.get(model) or MODELS.get(re.split(r"[-+_]", model)[0], ("", "#9467BD"))[1]
+    return _PALETTE["arms"].get(model) or MODELS.get(re.split(r"[-+_]", model)[0], ("", "#9467BD"))[1]
 
 
 def label(model: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +170,22 @@ def test_first_note_of_an_admission_wherever_it_stands(tmp_path: Path, hospital)
     assert reasons(cases, "further note") == 2 and reasons(cases, "addendum") == 1
 
 
+def test_of_several_notes_an_empty_one_does_not_cost_the_admission(tmp_path: Path, hospital) -> None:
+    rows = hospital["note/discharge"]
+    row = rows[5]
+    rows.insert(0, [row[0] + "b", *row[1:4], 0, *row[5:7], "Brief Hospital Course:\nlater\n"])
+    cases = build(tmp_path, hospital)
+    assert row[2] in set(cases["hadm_id"]) and reasons(cases, "further note") == 1
+
+
+def test_the_audit_reads_the_note_that_the_case_was_made_of(tmp_path: Path, hospital) -> None:
+    rows = hospital["note/discharge"]
+    row = rows[5]
+    rows.append([row[0] + "b", *row[1:4], 2, *row[5:7], "another note"])
+    folder = fixture.write_folder(tmp_path / "data", hospital)
+    assert [*mimic.texts(folder, [row[2]])] == [(row[2], row[7])]
+
+
 # --- split ------------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +313,38 @@ def test_damaged_file(tmp_path: Path, hospital, table: str, damage: str) -> None
 def rewrite(data: Path, change) -> None:
     path = data / "note/discharge.csv.gz"
     path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()))))
+
+
+def test_a_note_that_a_stray_quote_ends_early_is_not_taken_for_whole(tmp_path: Path, hospital) -> None:
+    folder = fixture.write_folder(tmp_path / "data", hospital, zipped=False)
+    path = folder / "note" / "discharge.csv"
+    whole = mimic.build_cases(folder)
+    torn = hospital["note/discharge"][7]
+    text = path.read_text()
+    at = text.index("Past Medical", text.index(str(torn[2])))
+    end = text.index("\n", at)
+    path.write_text(text[:end] + '"' + text[end:])
+    cases = mimic.build_cases(folder)
+    assert set(whole["hadm_id"]) - set(cases["hadm_id"]) == {torn[2]}
+    assert reasons(cases, "cannot be read") == 2  # the torn record, and the rest of its text
+
+
+def test_an_output_that_is_a_folder_is_refused_before_any_work(tmp_path: Path, hospital) -> None:
+    folder = fixture.write_folder(tmp_path / "data", hospital)
+    with pytest.raises(ValueError, match="is a folder. Name the file"):
+        mimic.write_cases(folder, folder)
+
+
+def test_what_a_killed_run_left_behind_is_cleared_away(tmp_path: Path, hospital) -> None:
+    folder, out = fixture.write_folder(tmp_path / "data", hospital), tmp_path / "out" / "cases.parquet"
+    for name, age in (("old", 7200), ("of-another-process", 60)):
+        left = out.parent / f".cases.parquet.{name}" / "notes.parquet"
+        left.parent.mkdir(parents=True)
+        left.write_text("notes")
+        for path in (left, left.parent):
+            os.utime(path, (time.time() - age,) * 2)
+    mimic.write_cases(folder, out)
+    assert sorted(path.name for path in out.parent.iterdir()) == [".cases.parquet.of-another-process", "cases.parquet"]
 
 
 def test_broken_quoting_costs_the_note_not_the_file(tmp_path: Path, hospital) -> None:

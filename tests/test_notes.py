@@ -677,6 +677,33 @@ def test_a_disease_in_a_list_is_no_heading(disease: str) -> None:
     assert notes.admission_note(text) == f"PMH: CAD {disease} DVT\nSOCIAL: none"
 
 
+LATER_HEADINGS = [
+    "Summary of hospital course by issue", "Concise summary of hospital course by issue/system:", "Lab Results",
+    "Procedures this admission:", "Operations and procedures", "Discharge status", "Discharge destination",
+    "List of discharge diagnoses:", "Follow-up plans:", "Hospital stay:", "EGD:", "Complications:", "Tests:",
+    "Medications started this admission:", "PE - discharge", "Physical Exam: Discharge", "PE, discharge:", "Disch exam:",
+    "DSCH PE:", "D.C. exam:", "FINAL EXAM:", "Most recent exam:", "Final medications:",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("heading", LATER_HEADINGS)
+def test_more_headings_that_end_what_was_known(heading: str) -> None:
+    known = "CC: pain\n\nMedications on Admission:\naspirin\n\nPhysical Exam:\ntender\n\n"
+    found = notes.admission_note(f"{known}{heading}\nLATER and later\n")
+    assert found == "CC: pain\nMEDS: aspirin\nEXAM: tender"
+
+
+def test_a_list_on_the_line_of_its_heading_stands_although_a_later_list_has_one_of_its_own() -> None:
+    text = "CC: pain\nFH: MI\nPE: VS 98, tender\nHospital Course:\nLATER\n\nMedications on Admission: aspirin\n\n"
+    text += "Discharge Medications:\n1. LATER\nDischarge Exam:\nLATER\n"
+    assert notes.admission_note(text) == "CC: pain\nMEDS: aspirin\nFAMILY: MI\nEXAM: VS 98, tender"
+
+
+def test_boilerplate_of_two_lines() -> None:
+    text = "CC: pain\n\nMedications on Admission:\nThe Preadmission Medication list may be inaccurate and requires\n"
+    assert notes.admission_note(text + "futher investigation.\n1. aspirin\n") == "CC: pain\nMEDS: 1. aspirin"
+
+
 def test_framed_headings_need_no_blank_line() -> None:
     text = "CC:\npain\n**Procedure**\nLATER\n[PSH]\nappendectomy\nALL\n-----\nNKDA\nDischarge disposition\nLATER\n"
     assert notes.admission_note(text) == "CC: pain\nPMH: appendectomy\nALLERGIES: NKDA"
@@ -726,6 +753,16 @@ def test_audit_finds_short_lines_of_later_sections() -> None:
     assert notes.leak_audit([clean])["later_text"]["count"] == 0
     known = {"note": "HPI: acute anterior STEMI", "text": text.replace("chest pain", "Acute anterior STEMI")}
     assert notes.leak_audit([known])["later_text"]["count"] == 0
+
+
+@pytest.mark.parametrize(
+    "heading", ["Summary of hospital course by issue", "Procedures this admission:", "Lab Results", "PE, discharge:"]
+)
+def test_audit_knows_headings_that_begin_with_other_words(heading: str) -> None:
+    text = f"HPI:\nchest pain\n\nPhysical Exam:\nno nasal discharge\n\n{heading}\n{COURSE}\n"
+    leaked = {"note": f"HPI: chest pain EXAM: no nasal discharge {COURSE}", "text": text}
+    assert notes.leak_audit([leaked])["later_text"]["count"] == 1
+    assert notes.leak_audit([leaked | {"note": notes.admission_note(text)}])["later_text"]["count"] == 0
 
 
 def test_audit_of_records_without_note() -> None:

@@ -310,7 +310,8 @@ def _curves(ax: Axes, log: pd.DataFrame, columns: Mapping[str, tuple[str, str]],
 
 @_drawn
 def training_curve(log: pd.DataFrame, columns: Sequence[str] = ("loss", "mean_token_accuracy"), *, model: str = "sft") -> Figure:
-    """One panel for each of these columns of a training_log.csv, with `eval_<column>` where the log has it.
+    """One panel for each of these columns of a training_log.csv, with `eval_<column>` where the log has it. A loss that falls
+    to less than a tenth is drawn on a logarithmic axis.
 
     Raises ValueError if the log has no column step or none of the columns.
     """
@@ -321,6 +322,7 @@ def training_curve(log: pd.DataFrame, columns: Sequence[str] = ("loss", "mean_to
     fig, axes = plt.subplots(1, len(shown), figsize=(WIDTH, 2.8), squeeze=False)
     for ax, c in zip(axes[0], shown, strict=True):
         _curves(ax, log, {c: ("train", colour(model)), f"eval_{c}": ("held\nout", INK)}, _TITLES.get(c, c))
+        ax.set(yscale="log" if c == "loss" and log[c].max() > 10 * log[c].min() > 0 else "linear")
     return fig
 
 

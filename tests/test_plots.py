@@ -478,6 +478,9 @@ def test_curves_show_raw_points_a_smooth_line_and_what_was_held_out():
     assert held.get_xdata().tolist() == dashed.get_xdata().tolist() == [100, 200]
     with pytest.raises(ValueError, match="the log needs step"):
         plots.training_curve(pd.DataFrame({"a": [1]}))
+    log = pd.DataFrame({"step": [1, 2, 3], "loss": [4.0, 1.0, 0.2], "mean_token_accuracy": [0.5, 0.6, 0.9]})
+    assert [ax.get_yscale() for ax in plots.training_curve(log).axes] == ["log", "linear"]
+    assert plots.training_curve(log.assign(loss=log["loss"] + 1)).axes[0].get_yscale() == "linear"
 
 
 def test_grpo_panel_names_components_and_does_not_call_the_batch_spread_that_of_groups():

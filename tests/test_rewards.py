@@ -387,11 +387,12 @@ UNITS = [
 
 @pytest.mark.parametrize("reward", OFFLINE, ids=lambda reward: reward.__name__)
 def test_time_is_linear_in_the_worst_case(reward: rewards.Reward) -> None:
+    def seconds(unit: str, size: int, attempt: int) -> float:
+        text = f"pain{attempt}</think>\n<diagnosis>" + unit * (size // len(unit))  # another text each time: nothing is remembered
+        began = time.process_time()
+        reward([text], code=["I2101"], note=[text])
+        return time.process_time() - began
+
     for unit in UNITS:
-        taken = []
-        for size in (50_000, 200_000):
-            text = "pain</think>\n<diagnosis>" + unit * (size // len(unit))
-            began = time.process_time()
-            reward([text], code=["I2101"], note=[text])
-            taken.append(time.process_time() - began)
+        taken = [min(seconds(unit, size, attempt) for attempt in range(3)) for size in (50_000, 200_000)]
         assert taken[1] < 8 * taken[0] + 0.1, unit  # four times the text; quadratic would be sixteen

@@ -33,8 +33,9 @@ def record(trainer):
     def recording(model, inputs, *rest, **options):
         rows = [[int(t) for t in row if t != tokenizer.pad_token_id] for row in inputs["input_ids"]]
         seen = {"step": trainer.state.global_step, "rows": [course.digest(row) for row in rows]}
-        with place.open("a") as out:
-            out.write(json.dumps(seen) + "\\n")
+        if model.training:  # not the look at held-out traces
+            with place.open("a") as out:
+                out.write(json.dumps(seen) + "\\n")
         return inner(model, inputs, *rest, **options)
 
     trainer.compute_loss = recording

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +248,12 @@ def test_nothing_half_written_is_left_for_whole(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="disk full"):
         synthetic.write_hospital(tmp_path / "h", admissions=20)
     assert not (tmp_path / "h").exists()
+
+
+def test_the_casebook_is_the_frozen_one() -> None:
+    """The base weights and the study's results belong to it: a change is a new version, new weights and new results."""
+    folder = Path(synthetic.__file__).parent
+    said = (folder / "casebook" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"\*\*Version (\d+)\*\*.*?sha256 of its files `([0-9a-f]{64})`", said, re.S)
+    manifest = json.loads((folder / "tiny_base/manifest.json").read_text())
+    assert found and found[2] == synthetic.casebook().sha256 == manifest["casebook_sha256"]

@@ -168,18 +168,21 @@ def test_no_shortcut_exists(tmp_path: Path) -> None:
     """Length, section presence, style and boilerplate alone must not tell the code: within 2 points of the majority class."""
     from sklearn.ensemble import RandomForestClassifier
 
-    rows = synthetic.draw(6000, 21)
-    texts = synthetic.summaries(rows, 21)
-    admission = [notes.admission_note(text) for text in texts]
     heads = ("CC", "HPI", "PMH", "MEDS", "ALLERGIES", "SOCIAL", "FAMILY", "EXAM")
-    features = np.array([
-        [len(note), note.count(","), note.count("\n"), "NKDA" in note, row["author"], *(f"\n{h}:" in "\n" + note for h in heads)]
-        for note, row in zip(admission, rows, strict=True)
-    ], dtype=float)  # fmt: skip
-    codes = np.array([row["code"] for row in rows])
-    forest = RandomForestClassifier(200, min_samples_leaf=20, random_state=0, n_jobs=1).fit(features[:4000], codes[:4000])
-    majority = (codes[4000:] == pd.Series(codes[:4000]).mode()[0]).mean()
-    assert (forest.predict(features[4000:]) == codes[4000:]).mean() < majority + 0.02
+    stock = ("NKDA", "None", "unremarkable", "lives with family", "non-contributory")
+    gains = []
+    for seed in (21, 22, 23):
+        rows = synthetic.draw(6000, seed)
+        admission = [notes.admission_note(text) for text in synthetic.summaries(rows, seed)]
+        features = np.array([
+            [len(note), note.count(","), note.count("\n"), row["author"], *(s in note for s in stock),
+             *(f"\n{h}:" in "\n" + note for h in heads)] for note, row in zip(admission, rows, strict=True)
+        ], dtype=float)  # fmt: skip
+        codes = np.array([row["code"] for row in rows])
+        forest = RandomForestClassifier(200, min_samples_leaf=20, random_state=0, n_jobs=1).fit(features[:4000], codes[:4000])
+        majority = (codes[4000:] == pd.Series(codes[:4000]).mode()[0]).mean()
+        gains.append((forest.predict(features[4000:]) == codes[4000:]).mean() - majority)
+    assert np.mean(gains) < 0.02, gains
 
 
 def test_full_notes_are_about_as_long_as_mimics() -> None:

@@ -235,7 +235,7 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
         headed = not later and (alone or when) if not hpi else alone and when
         return "results" if when == "after" or headed or not (later or state in CORE) else None
     if name in ("exam", "medications"):
-        if name in filled and not when and _AGAIN.intersection(h.head.split()):
+        if not when and _AGAIN.intersection(said := h.head.split()) and (name in filled or "final" in said):
             when = "after"
         after = "exam_discharge" if name == "exam" else "discharge_medications"
         if when == "after":

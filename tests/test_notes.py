@@ -693,6 +693,11 @@ def test_more_headings_that_end_what_was_known(heading: str) -> None:
     assert found == "CC: pain\nMEDS: aspirin\nEXAM: tender"
 
 
+@pytest.mark.parametrize("heading", ["FINAL EXAM:", "Final medications:"])
+def test_a_final_exam_or_list_is_a_later_one_even_where_it_is_the_only_one(heading: str) -> None:
+    assert notes.admission_note(f"CC: pain\n\nHPI:\nstory\n\n{heading}\nLATER\n") == "CC: pain\nHPI: story"
+
+
 def test_a_list_on_the_line_of_its_heading_stands_although_a_later_list_has_one_of_its_own() -> None:
     text = "CC: pain\nFH: MI\nPE: VS 98, tender\nHospital Course:\nLATER\n\nMedications on Admission: aspirin\n\n"
     text += "Discharge Medications:\n1. LATER\nDischarge Exam:\nLATER\n"

@@ -33,18 +33,7 @@ if TYPE_CHECKING:
 REPOSITORY = "https://github.com/deepicd-course/deepicd-course"  # a test keeps it equal to pyproject.toml
 NOTICE = "Research and teaching only: never for diagnosis, decision support, triage or unsupervised coding."
 LEAST_FREE_MB = 500
-SETUP_CELL = f'''\
-try:
-    from helpers import course
-except ImportError:  # on Colab: install the course, and keep the torch that is there
-    import torch
-
-    with open("keep-torch.txt", "w") as keep:
-        print(f"torch=={{torch.__version__}}", file=keep)
-    %pip install -q -c keep-torch.txt git+{REPOSITORY}
-    from helpers import course
-
-profile, run = course.setup()'''
+SETUP_CELL = Path(__file__).with_name("setup_cell.txt").read_text(encoding="utf-8").replace("{repository}", REPOSITORY)
 
 
 class Spec(NamedTuple):

@@ -531,7 +531,7 @@ def category_confusion(cases: pd.DataFrame, predictions: pd.DataFrame, chapter: 
 
 
 def confused_pairs(cases: pd.DataFrame, predictions: pd.DataFrame, top: int = 50) -> pd.DataFrame:
-    """Usable wrong answers by pair, most frequent first: gold, predicted, cases, of (all cases of gold), low, high."""
+    """Usable wrong answers by pair, most frequent first: gold, predicted, cases, of (all of gold), low, high (at most of)."""
     frame = outcomes(cases, predictions)
     wrong = frame[frame["kind"].isin(["category", "chapter", "wrong"])]
     pairs = wrong.groupby(["gold", "predicted"]).size().rename("cases").reset_index()
@@ -539,21 +539,20 @@ def confused_pairs(cases: pd.DataFrame, predictions: pd.DataFrame, top: int = 50
     hits = [(frame["gold"] == p.gold) & (frame["predicted"] == p.predicted) for p in pairs.itertuples()]
     band = _shares(np.array(hits).T, frame["subject_id"]) * len(frame) if hits else np.zeros((3, 0))
     of = pairs["gold"].map(frame["gold"].value_counts())
-    return pairs.assign(of=of, low=band[1], high=band[2]).reset_index(drop=True)
+    return pairs.assign(of=of, low=band[1], high=np.minimum(band[2], of)).reset_index(drop=True)
 
 
 @_drawn
 def most_confused_pairs(cases: pd.DataFrame, predictions: pd.DataFrame, top: int = 8) -> Figure:
-    """The pairs of codes most often confused, with titles: truth above, answer below; intervals end at all cases of it."""
+    """The pairs of codes most often confused, with titles: truth above, answer below; intervals of the counts."""
     pairs = confused_pairs(cases, predictions, top)
     names = [f"{_named(p.gold, 46, [p.predicted])}\n→ {_named(p.predicted, 46, [p.gold])}" for p in pairs.itertuples()]
     title = "Codes most often confused: truth → answer" if names else "No code was confused with another"
     fig, ax = _rows(names, 0.5, title, size=9)
     ax.barh(pairs.index, pairs["cases"], color=SAND, height=0.6)
-    ends = pairs["high"].clip(upper=pairs["of"])
-    ax.hlines(pairs.index, pairs["low"], ends, color=INK, lw=1.6)
+    ax.hlines(pairs.index, pairs["low"], pairs["high"], color=INK, lw=1.6)
     for p in pairs.itertuples():
-        ax.text(max(p.cases, ends[p.Index]), p.Index, f"  {p.cases} of {p.of}", va="center", size=9.5)
+        ax.text(max(p.cases, p.high), p.Index, f"  {p.cases} of {p.of}", va="center", size=9.5)
     ax.set(xlabel="cases", xlim=(0, 1.45 * max([1, *pairs["high"]])))
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return fig

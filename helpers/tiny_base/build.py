@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from helpers import icd, prompts, synthetic
 
@@ -28,53 +29,14 @@ HELD_OUT_SEED = 900
 STEPS = 5000
 EARLY = 0.2  # of the steps
 VOCABULARY = 2560
-CONFIG = {
-    "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 2048, "tie_word_embeddings": True, "rope_theta": 10_000.0,
-}  # fmt: skip
-CHAT_TEMPLATE = (  # Qwen2.5's layout without tools; the generation prompt opens the reasoning
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
-)
-PRE_TOKENIZER = (  # Qwen2's: digits one by one, punctuation with the line breaks that follow
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-VIGNETTES = (
-    "{who} who comes with {f} most likely has {title} ({code}).",
-    "{title} ({code}) is a form of {category} ({cat}), in the chapter of {chapter}. A typical patient shows {f}.",
-    "Consider {who} with {f}. The principal diagnosis is {category}, more exactly {title}, coded {code}.",
-    "In {category} ({cat}), look at the details: {f} speak for {title}, {code}.",
-    "{f}: think of {chapter}, then of {category} ({cat}), then of {code}, {title}.",
-)
-CONFERENCE = (  # what is said of a case, with hindsight, after its admission note has been read out
-    "The conference weighed {key}. First came {chapter}, then {cat} {category}. The detail that decides: {detail}."
-    " In the end it was {code}, {title}.",
-    "What stands out: {key}. It belongs to {chapter}, more closely to {cat} {category}. Detail: {detail}. Coded {code}.",
-    "Of all this, {key} matter most. They speak for {chapter}: {cat} {category}. Telling: {detail}."
-    " Final diagnosis ({code}) {title}.",
-    "Final diagnosis {code}, {title}. In hindsight {key} pointed to {chapter}, {cat} {category};"
-    " {detail} told the siblings apart.",
-    "{Chapter}, because of {key}.\nIn it, {cat} {category}, and by {detail} exactly:\n{code}",
-)
-RECORD = (
-    "<record>\n{fields}\n<category>{cat}</category>\n<icd>{code}</icd>\n</record>",
-    "<record><icd>{code}</icd>\n<title>{title}</title>\n{fields}\n</record>",
-)
-
-
-GLOSSARY = (
-    "Findings: what is seen, heard, felt or measured", "Detail: what tells siblings apart", "none: nothing to report",
-    "diagnosis: the name of what the patient has", "think: to weigh findings against each other",
-    "nothing specific: signs that fit many diseases", "assistant: one who helps", "user: one who asks",
-    "system: parts that work together",
-)  # fmt: skip
+RECIPE = yaml.safe_load((HERE / "recipe.yaml").read_text(encoding="utf-8"))
+CONFIG, KINDS = {"vocab_size": VOCABULARY} | RECIPE["config"], RECIPE["kinds"]
 
 
 def _index(rng: np.random.Generator) -> str:
     """A page of an index: categories of the casebook by chapter; or a few lines of a glossary."""
     if rng.random() < 0.35:
-        return "\n".join(GLOSSARY[i] for i in rng.permutation(len(GLOSSARY))[:5])
+        return "\n".join(RECIPE["glossary"][i] for i in rng.permutation(len(RECIPE["glossary"]))[:5])
     by_chapter: dict[str, list[str]] = {}
     for category in sorted({str(icd.category(code)) for code in synthetic.casebook().codes}):
         by_chapter.setdefault(icd.chapter_short(icd.chapter(category) or 22), []).append(category)
@@ -115,7 +77,7 @@ def documents(count: int, seed: int, *, early: bool = False) -> Iterator[str]:
             words = {name: str(rng.choice(book.findings[name]["phrases"])) for name in dict.fromkeys([*row["drawn"], *own])}
             if kind == "vignette":
                 said = [words[own[i]] for i in rng.permutation(len(own))][:7] or ["no complaint"]
-                text = str(rng.choice(VIGNETTES)).format(**names, f=", ".join(said))
+                text = str(rng.choice(RECIPE["vignettes"])).format(**names, f=", ".join(said))
                 yield text[0].upper() + text[1:]
                 continue
             fields = {"sex": row["sex"], "complaint": row["complaint"] or "none"}
@@ -124,12 +86,7 @@ def documents(count: int, seed: int, *, early: bool = False) -> Iterator[str]:
             named = str.capitalize if rng.random() < 0.5 else str  # with <hpi> alone, `<` would always be part of a longer token
             shown = [(named(name), said) for name, said in fields.items() if rng.random() < 0.6]
             marked = "\n".join(f"<{name}>{said}</{name}>" for name, said in shown)
-            yield str(rng.choice(RECORD)).format(**names, fields=marked)
-
-
-KINDS = {  # share of the documents: early, and afterwards
-    "summary": (0.08, 0.06), "conference": (0.25, 0.67), "vignette": (0.57, 0.17), "record": (0.05, 0.06), "index": (0.05, 0.04),
-}  # fmt: skip
+            yield str(rng.choice(RECIPE["record"])).format(**names, fields=marked)
 
 
 def _conference(summary: str, names: dict[str, str | None], rng: np.random.Generator, book: synthetic.Casebook) -> str:
@@ -142,7 +99,8 @@ def _conference(summary: str, names: dict[str, str | None], rng: np.random.Gener
         return summary.strip()
     cited, detail = synthetic.evidence(str(names["code"]), spans, book, int(rng.integers(2, 5)))
     key = "; ".join(spans[name] for name in cited) or "nothing specific"
-    text = str(rng.choice(CONFERENCE)).format(**names, Chapter=names["chapter"], key=key, detail=spans.get(detail, "none"))
+    said = {"Chapter": names["chapter"], "key": key, "detail": spans.get(detail, "none")}
+    text = str(rng.choice(RECIPE["conference"])).format(**names, **said)
     return f"{note}\n\n{text}"
 
 
@@ -164,7 +122,7 @@ def train_tokenizer(out: Path, corpus: list[str]):
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRE_TOKENIZER), behavior="isolated"),
+        pre_tokenizers.Split(Regex(RECIPE["pre_tokenizer"]), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
@@ -180,7 +138,7 @@ def train_tokenizer(out: Path, corpus: list[str]):
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in state["merges"]]
     fast = Qwen2Tokenizer(vocab=state["vocab"], merges=merges, pad_token=special[0], eos_token=special[2], unk_token=None)
     fast.add_special_tokens({"additional_special_tokens": special[1:2]})
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = RECIPE["chat_template"]
     fast.model_max_length = CONFIG["max_position_embeddings"]
     fast.save_pretrained(str(out))
     return fast

@@ -11,7 +11,7 @@ READY := .venv/ready
 
 # The tests' own run folder and data, made from nothing each time; the guard in tests/offline lets no socket out.
 TEST := $(CURDIR)/build/test
-GUARDED := ICD_PROFILE=tiny ICD_RUNS_DIR=$(TEST)/runs ICD_DATA_DIR=$(TEST)/synthetic FRESH= \
+GUARDED := ICD_PROFILE=tiny ICD_RUNS_DIR=$(TEST)/runs ICD_DATA_DIR=$(TEST)/synthetic FRESH= CUDA_VISIBLE_DEVICES= \
 	PYTHONPATH=$(CURDIR)/tests/offline ICD_OFFLINE_RECORD=$(TEST)/sockets.txt
 
 .PHONY: help setup course launch test test-slow study lint lab tiny-base clean

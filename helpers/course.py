@@ -135,12 +135,16 @@ def check_room(folder: Path) -> None:
 
 def setup() -> tuple[profiles.Profile, Path]:
     """Environment switches, then the profile in force and its run folder; prints both, the data and the notice."""
+    if "LOCAL_RANK" not in os.environ:  # without a launcher the trainers refuse more than one card
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     profile, run = profiles.current(), run_dir()
+    unused = profiles.unusable_card()
     quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "WANDB_DISABLED": "true",
              "WANDB_MODE": "disabled", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false",
              "TRANSFORMERS_VERBOSITY": "error", "TRL_EXPERIMENTAL_SILENCE": "1"}
     if profile.base == "tiny":  # nothing to download, so nothing may try; small matrices gain nothing from many cores
         quiet |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the figures of the course are a CPU's, and old small cards fail
         quiet["OMP_NUM_THREADS"] = str(min(4, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 4))
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
@@ -155,6 +159,8 @@ def setup() -> tuple[profiles.Profile, Path]:
     say(f"profile  {profile.name}: {profile.about} (ICD_PROFILE changes it)\n"
         f"data     {show(data_dir())}: {'synthetic patients' if synthetic else 'your own data'}\n"
         f"run      {show(run)}\n{NOTICE}")
+    if unused:
+        say("There is an NVIDIA driver, but torch finds no card it can use: compare nvidia-smi with torch.version.cuda.")
     made_by = {name: read(_stamp(name)).get("inputs", {}).get("version", __version__) for name in ARTEFACTS}
     if old := [name for name, version in made_by.items() if version != __version__]:
         say(f"Made by version {made_by[old[0]]} of the course, which is now {__version__}: {', '.join(old)} and what "
@@ -167,13 +173,6 @@ def _how_to_go_on(result: Any) -> None:
     if result.error_in_exec is not None:
         say(f"Nothing that was finished is lost: it lies in {show(run_dir())}. Mend what the error names (on a full disk, free "
             "some room) and run this notebook again from its first cell: it goes on, a training from its last checkpoint.")
-
-
-def badge(notebook: str) -> str:
-    """Markdown of the Open-in-Colab badge of a notebook."""
-    where = f"{REPOSITORY.removeprefix('https://github.com/')}/blob/main/notebooks/{notebook}.ipynb"
-    colab = "https://colab.research.google.com"
-    return f"[![Open In Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{where})"
 
 
 def save_figure(fig: Figure, name: str) -> Figure:

@@ -75,7 +75,8 @@ def estimate(profile: Profile, stage: str, *, processes: int = 1, gpu: bool | No
                  much as the one recomputed. In 4 bits also the largest weight matrix, dequantised
     head         TRL scores at most 4,096 tokens by 32,768 entries of the vocabulary at a time (trl/kernels): 8 bytes each
     kv           GRPO's generation: keys and values of all completions generated at once, batch x steps per generation
-    prefill      GRPO's generation first reads all these prompts in one pass: b·(6H + 4I) for each of their tokens
+    prefill      GRPO's generation first reads all these prompts in one pass: b·(6H + 4I) for each of their tokens; 2·b·I more on
+                 a GPU, where float32 adapters on a 16-bit base work on float32 copies (TRL generates outside autocast)
     overhead     0.8: CUDA context, kernels, fragmentation. On a CPU 1.9: 0.8 for Python and its libraries, as seen, and 1.1 for
                  freed memory that models.keep_memory keeps, set by the two measured peaks of `tiny`
     peak         weights + lora + max(activations + head, generation) + overhead
@@ -108,7 +109,7 @@ def estimate(profile: Profile, stage: str, *, processes: int = 1, gpu: bool | No
         "activations": batch * length * kept + four_bit * b * hidden * inner,
         "head": min(batch * length, 4096) * min(vocabulary, 32768) * 8,
         "kv": cache * length,
-        "prefill": at_once * prompt * b * (6 * hidden + 4 * inner),
+        "prefill": at_once * prompt * b * (6 * hidden + (6 if b == 2 else 4) * inner),
         "overhead": 0.8e9 if b == 2 else 1.9e9,
     }
     training, generation = terms["activations"] + terms["head"], max(terms["kv"], cache * prompt + terms["prefill"])

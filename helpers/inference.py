@@ -68,11 +68,10 @@ def predict(
             batch = batch.to(model.device)
             width = batch["input_ids"].shape[1]
             processors = LogitsProcessorList([code_trie(tokenizer, valid_codes, width)] if valid_codes is not None else [])
-            with torch.inference_mode():
+            with torch.no_grad():
                 out = model.generate(
                     **batch, max_new_tokens=max_new_tokens, num_return_sequences=samples, logits_processor=processors,
-                    pad_token_id=tokenizer.pad_token_id, **sampling,
-                )  # fmt: skip
+                    pad_token_id=tokenizer.pad_token_id, **sampling)  # fmt: skip
             completions = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
             for j, completion in enumerate(completions):
                 i, sample = chosen[j // samples], j % samples
@@ -81,8 +80,7 @@ def predict(
                 usable = parsed.code is not None and (parsed.code in known or icd.is_valid(parsed.code))
                 rows[i * samples + sample] = {
                     "subject_id": int(case["subject_id"]), "hadm_id": int(case["hadm_id"]), "sample": sample,
-                    "completion": completion, "think": parsed.think, "predicted": parsed.code if usable else None,
-                }  # fmt: skip
+                    "completion": completion, "think": parsed.think, "predicted": parsed.code if usable else None}  # fmt: skip
             if part:
                 course.write(part, {"rows": [rows[i * samples + sample] for i in chosen for sample in range(samples)]})
     except torch.OutOfMemoryError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,13 +150,18 @@ def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = Fa
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.integrations import deepspeed
     from transformers.utils import logging as hf_logging
 
     source, adapter = resolve(profile if isinstance(profile, str) else profile.base, adapter)
     kwargs: dict[str, Any] = {"dtype": dtype_for_device(), "use_safetensors": True}
     if four_bit:
         kwargs["quantization_config"] = nf4()
+    if deepspeed.is_deepspeed_zero3_enabled():
+        deepspeed.unset_hf_deepspeed_config()  # a training that sharded its model went before; this one is whole
     if torch.cuda.is_available():
+        gc.collect()  # layers of a model that is gone point at each other: until it is collected, the card holds it
+        torch.cuda.empty_cache()
         kwargs["device_map"] = {"": torch.cuda.current_device()}
     else:
         keep_memory()
@@ -189,18 +195,6 @@ def float32_adapters(model: Any) -> int:
     for parameter in trainable:
         parameter.data = parameter.data.float()
     return sum(p.numel() for p in trainable)
-
-
-def adapter_changes_output(model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> float:
-    """Largest absolute difference of the next-token logits with the adapter on and off. 0 means that it does nothing."""
-    import torch
-
-    batch = tokenizer(prompt, return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        on = model(**batch).logits[0, -1]
-        with model.disable_adapter():
-            off = model(**batch).logits[0, -1]
-    return float((on - off).abs().max())
 
 
 def truncate_note(note: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:

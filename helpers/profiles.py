@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import yaml
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
+DRIVER = "/proc/driver/nvidia/version"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +159,9 @@ def get(name: str) -> Profile:
 
 
 def choose(gpu_gb: float | None) -> str:
-    """Name of the profile for a card with `gpu_gb` GiB of memory; None: no CUDA device."""
-    sizes = ((75, "paper"), (21, "gpu24"), (10, "t4"))
+    """Name of the profile for a card with `gpu_gb` GiB of memory; None: no CUDA device. `paper` takes weeks on one card, so it
+    is never chosen by hardware alone."""
+    sizes = ((21, "gpu24"), (10, "t4"))
     return next((name for least, name in sizes if gpu_gb is not None and gpu_gb >= least), "tiny")
 
 
@@ -167,10 +172,23 @@ def current() -> Profile:
 
 
 def _gpu_gb() -> float | None:
-    """Memory of the first CUDA device in GiB. torch (2 s) is imported only where a driver may be."""
-    drivers = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-    if os.name != "nt" and not any(os.path.exists(d) for d in drivers):
-        return None
-    import torch
+    """Memory of the first CUDA device in GiB; None: no device that this torch can use, or hidden from it.
 
-    return torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
+    Another process looks, and only where a driver may be: from the moment that torch has looked, nothing hides a card from it.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    maybe = os.name == "nt" or any(os.path.exists(path) for path in (DRIVER, "/dev/nvidiactl", "/dev/dxg"))
+    return _look(visible) if maybe and visible not in ("", "-1") else None
+
+
+def unusable_card() -> bool:
+    """Whether a driver is there, but no card that this torch can use: too old a driver or card, or a torch without CUDA."""
+    wanted = not os.environ.get("ICD_PROFILE") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+    return wanted and os.path.exists(DRIVER) and _gpu_gb() is None
+
+
+@functools.cache
+def _look(visible: str | None) -> float | None:
+    code = "import torch; print(torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0)"
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False).stdout
+    return float(found or 0) or None

@@ -10,6 +10,7 @@ twice, two processes share the work (OMP_NUM_THREADS=1 for each: on 2 cores that
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -135,10 +136,11 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
     for half in work.glob("checkpoint-*/"):
         if not course.read(half / "trainer_state.json"):  # what a trainer writes last
             shutil.rmtree(half)
+    dtype = models.dtype_for_device()
     cases, common = cases_of("train", seed), {
-        "output_dir": str(work), "report_to": "none", "disable_tqdm": True, "seed": seed, "bf16": False,
-        "gradient_checkpointing": False, "dataloader_pin_memory": torch.cuda.is_available(), "save_total_limit": 1,
-    }  # fmt: skip
+        "output_dir": str(work), "report_to": "none", "disable_tqdm": True, "seed": seed,
+        "bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16,
+        "gradient_checkpointing": False, "dataloader_pin_memory": torch.cuda.is_available(), "save_total_limit": 1}  # fmt: skip
     lora = LoraConfig(r=profile.sft_lora_r, lora_alpha=profile.sft_lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     if arm.rewards:
         model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit, trainable=True)
@@ -154,14 +156,12 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
             max_completion_length=profile.grpo_max_completion, temperature=profile.grpo_temperature,
             learning_rate=profile.grpo_lr, lr_scheduler_type=profile.grpo_schedule, warmup_steps=profile.grpo_warmup,
             beta=profile.grpo_beta, loss_type=profile.grpo_loss_type, reward_weights=list(arm.weights), logging_steps=1,
-            save_steps=profile.grpo_save_steps,
-        )  # fmt: skip
+            save_steps=profile.grpo_save_steps)  # fmt: skip
         trainer: Any = GRPOTrainer(
             model=model, args=config, reward_funcs=pays, processing_class=tokenizer,
             train_dataset=traces.grpo_dataset(cases, tokenizer, profile.max_note_tokens),
             callbacks=[course.TrainerProgress(name), course.HeldOut(WATCH_EVERY, held_out)],
-            **({} if start else {"peft_config": lora}),
-        )  # fmt: skip
+            **({} if start else {"peft_config": lora}))  # fmt: skip
     else:
         table = _traces(cases, arm, profile, seed, start)
         model, tokenizer = models.load(profile)
@@ -169,12 +169,10 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
             **common, max_steps=round(profile.sft_steps * arm.longer), per_device_train_batch_size=profile.sft_batch,
             gradient_accumulation_steps=profile.sft_grad_accum, learning_rate=profile.sft_lr, lr_scheduler_type="cosine",
             warmup_steps=profile.sft_warmup, max_length=profile.max_prompt_tokens + profile.max_new_tokens,
-            train_sampling_strategy="group_by_length", logging_steps=5, save_steps=profile.sft_save_steps,
-        )  # fmt: skip
+            train_sampling_strategy="group_by_length", logging_steps=5, save_steps=profile.sft_save_steps)  # fmt: skip
         trainer = SFTTrainer(
             model=model, args=config, train_dataset=traces.sft_dataset(cases, table, tokenizer, profile.max_note_tokens),
-            processing_class=tokenizer, peft_config=lora, callbacks=[course.TrainerProgress(name)],
-        )  # fmt: skip
+            processing_class=tokenizer, peft_config=lora, callbacks=[course.TrainerProgress(name)])  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     models.float32_adapters(trainer.model)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(work) if work.is_dir() else None)
@@ -352,6 +350,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", default=[name for name, arm in ARMS.items() if arm.core])
     args = parser.parse_args()
+    os.environ["ICD_PROFILE"] = "tiny"  # whatever the hardware: its figures are a CPU's
     try:
         course.setup()
         if args.what == "run":

@@ -92,16 +92,6 @@ def from_template(cases: pd.DataFrame, *, habit: float = HABIT) -> pd.DataFrame:
     return checked(rows)
 
 
-def from_model(model: Any, tokenizer: Any, cases: pd.DataFrame, **generation: Any) -> pd.DataFrame:
-    """Traces by a local instruct model (`inference.predict` with **generation), checked in the same way. No third-party API:
-    the data use agreement of MIMIC-IV forbids to send notes to one."""
-    from helpers import inference
-
-    answers = inference.predict(model, tokenizer, cases, **generation)
-    notes = dict(zip(cases["hadm_id"], cases["note"], strict=True))
-    return checked([(a.hadm_id, a.think, a.predicted, notes[a.hadm_id]) for a in answers.itertuples()])
-
-
 def checked(rows: list[tuple[int, str, str | None, str]]) -> pd.DataFrame:
     """The table of traces for rows (hadm_id, think, normalised code or None, note), each one checked."""
     table = [(hadm, think, code, why is None, why) for hadm, think, code, note in rows for why in [check(think, code, note)]]
@@ -121,8 +111,7 @@ def sft_dataset(cases: pd.DataFrame, traces: pd.DataFrame, tokenizer: Any, max_n
     rows = [
         {"prompt": prompts.messages(models.truncate_note(row.note, tokenizer, max_note_tokens)),
          "completion": [{"role": "assistant", "content": models.THINK + prompts.answer(row.think, row.code)}]}
-        for row in kept.itertuples()
-    ]  # fmt: skip
+        for row in kept.itertuples()]  # fmt: skip
     if not rows:
         raise ValueError("traces: none was kept, so there is nothing to train on. See the column `why` in 02_reasoning_traces.")
     return Dataset.from_list(rows)
@@ -135,6 +124,5 @@ def grpo_dataset(cases: pd.DataFrame, tokenizer: Any, max_note_tokens: int) -> A
     from helpers import models
 
     notes = [models.truncate_note(note, tokenizer, max_note_tokens) for note in cases["note"]]
-    return Dataset.from_list([
-        {"prompt": prompts.messages(note), "code": code, "note": note} for note, code in zip(notes, cases["code"], strict=True)
-    ])  # fmt: skip
+    return Dataset.from_list([{"prompt": prompts.messages(note), "code": code, "note": note}
+                              for note, code in zip(notes, cases["code"], strict=True)])

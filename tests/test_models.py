@@ -166,14 +166,13 @@ def test_unpacking_once_changes_no_answer_and_no_gradient_path(tokenizer, adapte
     assert used, "a pass with gradient goes through bitsandbytes"
 
 
-def test_an_adapter_changes_the_output_and_an_empty_one_is_noticed(tokenizer, adapter: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
+def test_an_adapter_that_is_loaded_changes_the_output(tokenizer, adapter: Path) -> None:
     model, _ = models.load("tiny", adapter)
-    assert models.adapter_changes_output(model, tokenizer, "CC: chest pain") > 0.01
-    idle, _ = models.load("tiny")
-    idle = get_peft_model(idle, LoraConfig(r=8, target_modules="all-linear"))
-    assert models.adapter_changes_output(idle, tokenizer, "CC: chest pain") == 0.0
+    batch = tokenizer("CC: chest pain", return_tensors="pt")
+    with torch.no_grad(), model.disable_adapter():
+        off = model(**batch).logits
+    with torch.no_grad():
+        assert (model(**batch).logits - off).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("four_bit", [False, True])

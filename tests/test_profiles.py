@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,8 @@ def test_a_launch_on_more_devices_is_checked_too(profile: profiles.Profile, proc
             processes=3)
 
 
-@pytest.mark.parametrize(("gpu_gb", "name"), [(None, "tiny"), (6, "tiny"), (14.7, "t4"), (23.6, "gpu24"), (79.2, "paper"),
-                                              (139, "paper")])
+@pytest.mark.parametrize(("gpu_gb", "name"), [(None, "tiny"), (6, "tiny"), (14.7, "t4"), (23.6, "gpu24"), (79.2, "gpu24"),
+                                              (139, "gpu24")])
 def test_the_hardware_chooses(gpu_gb: float | None, name: str) -> None:
     assert profiles.choose(gpu_gb) == name
 
@@ -139,3 +140,35 @@ def test_times_are_told_or_said_to_be_unknown() -> None:
     timed = dataclasses.replace(TINY, minutes={"03_lora_sft": 4.2})
     assert timed.expected("03_lora_sft") == "about 4 min"
     assert timed.expected("99_none") == "time not measured"
+
+
+def test_another_process_looks_for_the_card_and_what_is_hidden_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "DRIVER", __file__)  # as if there were one
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, stdout="23.6\n"))
+    monkeypatch.delenv("ICD_PROFILE", raising=False)
+    profiles._look.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert profiles.current().name == "tiny" and not profiles.unusable_card()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert profiles.current().name == "gpu24" and not profiles.unusable_card()
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, stdout="0\n"))
+    profiles._look.cache_clear()
+    assert profiles.current().name == "tiny" and profiles.unusable_card()
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, stdout=""))  # torch broke
+    profiles._look.cache_clear()
+    assert profiles.current().name == "tiny" and profiles.unusable_card()
+    profiles._look.cache_clear()
+
+
+def test_the_tiny_profile_stays_on_the_cpu_and_without_a_launcher_one_card_is_taken(places: Path) -> None:
+    """The figures of the course are a CPU's; and SFTTrainer and GRPOTrainer refuse several cards without a launcher."""
+    def visible(**env: str) -> str:
+        code = "from helpers import course; course.setup(); import os; print('see', os.environ.get('CUDA_VISIBLE_DEVICES'))"
+        clean = {k: v for k, v in os.environ.items() if k not in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK")}
+        done = subprocess.run([sys.executable, "-c", code], env=clean | env, text=True, capture_output=True, check=True)
+        return done.stdout.splitlines()[-1]
+
+    assert visible() == "see "
+    assert visible(ICD_PROFILE="t4") == "see 0"
+    assert visible(ICD_PROFILE="t4", CUDA_VISIBLE_DEVICES="1") == "see 1"
+    assert visible(ICD_PROFILE="t4", LOCAL_RANK="1") == "see None"

@@ -544,11 +544,12 @@ def test_the_setup_cell_installs_with_the_torch_that_is_there(places: Path, monk
     code = TransformerManager().transform_cell(course.SETUP_CELL)
     names: dict = {"get_ipython": lambda: SimpleNamespace(run_line_magic=magic)}
     exec(compile(code, "setup", "exec"), names)
-    assert asked == [f"pip install -q -c keep-torch.txt git+{course.REPOSITORY}"]  # and never constraints.txt
+    assert asked == [f"pip install -q -c keep-torch.txt git+{course.REPOSITORY}",  # and never constraints.txt
+                     "pip uninstall -q -y torchao"]
     assert (places / "keep-torch.txt").read_text() == f"torch=={torch.__version__}\n"
     assert names["profile"].name == "tiny" and names["run"] == course.run_dir()
     exec(compile(code, "setup", "exec"), {})  # installed: nothing to do
-    assert len(asked) == 1
+    assert len(asked) == 2  # and not a second time
 
 
 def test_the_setup_cell_passes_the_linter(root: Path) -> None:

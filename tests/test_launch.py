@@ -67,9 +67,34 @@ def rows(records: list[dict]) -> Counter[str]:
     return Counter(row for record in records for row in record["rows"])
 
 
-def launch(root: Path, name: str) -> str:
+# accelerate shards weights on accelerators only. This lets it do so on CPU processes, and writes down whether it did.
+SHARDED = """
+from accelerate import state as accelerate_state
+from torch.distributed.tensor import DTensor
+
+kinds, begin = accelerate_state.DistributedType, accelerate_state.AcceleratorState.__init__
+
+
+def begin_sharded(self, *args, fsdp_plugin=None, **kwargs):
+    begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None and self.distributed_type == kinds.MULTI_CPU:
+        self.distributed_type, self.fsdp_plugin = kinds.FSDP, fsdp_plugin
+        accelerate_state.PartialState._shared_state["distributed_type"] = kinds.FSDP
+
+
+accelerate_state.AcceleratorState.__init__ = begin_sharded
+
+
+class Hold(Hold):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if course.is_main():
+            (run / "sharded").write_text(str(all(isinstance(p, DTensor) for p in model.parameters())))
+"""
+
+
+def launch(root: Path, name: str, config: str | Path = "configs/ddp.yaml") -> str:
     """`make launch` of a notebook, by the command that the Makefile gives; what it prints."""
-    make = ["make", "-n", "--no-print-directory", "-o", ".venv/ready", "launch", f"NB={name}", "CONFIG=configs/ddp.yaml"]
+    make = ["make", "-n", "--no-print-directory", "-o", ".venv/ready", "launch", f"NB={name}", f"CONFIG={config}"]
     recipe = subprocess.run(make, cwd=small.ROOT, text=True, capture_output=True, check=True).stdout.split()
     assert recipe[0] == ".venv/bin/python", recipe
     done = subprocess.run([sys.executable, *recipe[1:]], env=small.environment(root), cwd=small.ROOT, text=True,
@@ -134,6 +159,27 @@ def test_sft_on_two_processes_sees_each_trace_once_an_epoch_and_ends_like_one(pr
     one, two = (small.weights(small.run_folder(r) / "sft") for r in (sft, root))
     way = distance(one, {name: np.zeros_like(value) if "lora_B" in name else value for name, value in one.items()})
     assert distance(one, two) < 1e-3 * way
+
+
+@pytest.mark.slow
+def test_weights_that_fsdp2_shards_are_gathered_when_they_are_saved(prepared: Path, sft: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((small.ROOT / "configs" / "fsdp2.yaml").read_text())
+    place = tmp_path / "fsdp2.yaml"
+    place.write_text(yaml.safe_dump(config | {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}))
+    root = moved(prepared, "sharded")
+    small.copy_notebook(root, "03_lora_sft", settings={"steps": 5, "batch": 4, "accumulate": small.ROWS // 4}, extra=SHARDED)
+    small.copy_notebook(root, "04_qlora_grpo", settings={"four_bit": False}, extra=SHARDED)
+    for notebook, artefact in (("03_lora_sft", "sft"), ("04_qlora_grpo", "grpo")):
+        said = launch(root, notebook, place)
+        flag = small.run_folder(root) / "sharded"
+        assert flag.read_text() == "True", "the weights were not sharded"
+        flag.unlink()
+        assert_written_once(root, said, notebook, artefact)
+    one, two = (small.weights(small.run_folder(r) / "sft") for r in (sft, root))
+    way = distance(one, {name: np.zeros_like(value) if "lora_B" in name else value for name, value in one.items()})
+    assert distance(one, two) < 1e-3 * way
+    assert {name: value.shape for name, value in small.weights(small.run_folder(root) / "grpo").items()} == {
+        name: value.shape for name, value in two.items()}
 
 
 @pytest.mark.slow

@@ -17,9 +17,10 @@ shorter than the profile allows goes on with the next, so that prompts have the 
 "TRL defaults": the same model, data, lengths and LoRA, all else as SFTConfig and GRPOConfig come (batch of 8, no accumulation,
 32-bit AdamW, adapters in bf16). An optimiser step is shortened to one generation (GRPO) or two micro-batches (SFT), which
 changes neither the peak nor the pace; profile_step_s is the step of the profile, by proportion. Of each cell's steps the first
-warms up; the figure is the median of the others. Every cell is measured for all models before the next one; what the time does
-not reach says "not measured", and when it is up the process ends, whatever it was doing. Read the CSV with
-pandas.read_csv(path, comment="#").
+warms up, in GRPO with completions of 8 tokens; the figure is the median of the others. Prompts of a batch differ in length as
+notes do, the longest is as long as the profile allows: the others are padded. Every cell is measured for all models before the
+next one; what the time does not reach says "not measured", and when it is up the process ends, whatever it was doing. Read the
+CSV with pandas.read_csv(path, comment="#").
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ import argparse
 import dataclasses
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import os
+import platform
 import re
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -50,10 +55,11 @@ from helpers.profiles import Profile
 ROOT = Path(__file__).parents[1]
 SIZES = {"0.5B": "t4", "1.5B": "t4", "3B": "gpu24", "7B": "gpu24", "14B": "gpu24", "32B": "gpu24"}  # size -> whose batches
 CARDS = {"t4": 16, "gpu24": 24, "paper": 80}  # GB of the card that a profile is for
-BATCHES = (1, 8, 32, 64)  # prompts generated for at once
-NEW_TOKENS = 128  # of each, in the generation cells
-CELLS = ("sft", "grpo", "sft, TRL defaults", "grpo, TRL defaults", "generate nf4", "generate 16-bit",
-         "generate 16-bit, continuous batching")  # in the order in which they are measured
+BATCHES = (1, 16, 64)  # prompts generated for at once
+NEW_TOKENS = 64  # of each, in the generation cells
+WARM_TOKENS = 8  # of each completion of a first GRPO step
+CELLS = ("sft", "grpo", "sft, TRL defaults", "grpo, TRL defaults", "generate nf4", "generate nf4, LoRA in float32",
+         "generate 16-bit", "generate 16-bit, continuous batching")  # in the order in which they are measured
 STEPS = 3  # at most, the first to warm up
 RESERVE = 45  # seconds kept back for what ends by itself only: one generation, one micro-step
 UNMEASURED = {"status": "not measured: time was up"}
@@ -92,9 +98,25 @@ def random_model(base: str, tokenizer: Any, *, four_bit: bool) -> Any:
     return Qwen2ForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
 
 
+def lora_of(p: Profile) -> Any:
+    """The LoRA of notebook 03."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=p.sft_lora_r, lora_alpha=p.sft_lora_alpha, target_modules="all-linear", lora_dropout=0.0,
+                      task_type="CAUSAL_LM")  # fmt: skip
+
+
+def get_adapter(model: Any, p: Profile) -> Any:
+    """The model with that LoRA on it."""
+    from peft import get_peft_model
+
+    return get_peft_model(model, lora_of(p))
+
+
 def long_cases(count: int, tokenizer: Any, tokens: int, seed: int = 0) -> pd.DataFrame:
-    """hadm_id, note, code of `count` synthetic admissions; each note has at least `tokens` tokens."""
-    from helpers import notes, synthetic
+    """hadm_id, note, code of `count` synthetic admissions. The first note of every eight has at least `tokens` tokens, each of
+    the others 1/64 of that less than the one before it."""
+    from helpers import models, notes, synthetic
 
     drawn = synthetic.draw(24, seed)
     texts = [notes.admission_note(text) for text in synthetic.summaries(drawn, seed, full=True)]
@@ -107,6 +129,8 @@ def long_cases(count: int, tokenizer: Any, tokens: int, seed: int = 0) -> pd.Dat
             note += "\n" + pairs[following % len(pairs)][0]
         note = note if i < len(pairs) else rows[i - len(pairs)]["note"]
         rows.append({"hadm_id": i, "note": note, "code": pairs[i % len(pairs)][1]})
+    for i, row in enumerate(rows):
+        row["note"] = models.truncate_note(row["note"], tokenizer, tokens - i % 8 * (tokens // 64)) if i % 8 else row["note"]
     return pd.DataFrame(rows)
 
 
@@ -138,20 +162,45 @@ def stopwatch(share: float, deadline: float) -> Any:
         def __init__(self) -> None:
             self.steps: list[dict[str, float]] = []
             self.spent: dict[str, float] = {}
+            self.peaks: dict[str, tuple[int, int]] = {}  # of each phase: bytes of tensors, and of the allocator
+            self.config: Any = None  # of a trainer that generates
+            self.length = 0
+
+        def peak(self, name: str) -> None:
+            """Put down the peak since the last call to the phase that has just ended."""
+            import torch
+
+            if torch.cuda.is_available():
+                now = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+                self.peaks[name] = tuple(map(max, now, self.peaks.get(name, (0, 0))))
+                torch.cuda.reset_peak_memory_stats()
 
         def phase(self, trainer: Any, method: str, name: str) -> None:
             work = getattr(trainer, method)
 
             def timed(*args: Any, **kwargs: Any) -> Any:
                 began = synchronise()
+                self.peak("training")
                 result = work(*args, **kwargs)
+                self.peak(name if name == "generation" else "training")
                 self.spent[name] = self.spent.get(name, 0.0) + synchronise() - began
                 return result
 
             setattr(trainer, method, timed)
 
+        def warm_up(self, trainer: Any) -> None:
+            """Shorten the completions of the first step."""
+            self.config, self.length = trainer.generation_config, trainer.generation_config.max_new_tokens
+            self.config.max_new_tokens = min(WARM_TOKENS, self.length)
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.began, self.spent = synchronise(), {}
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.updating = synchronise()
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.spent["optimiser"] = synchronise() - self.updating
 
         def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = control.should_training_stop or time.perf_counter() > deadline
@@ -159,6 +208,8 @@ def stopwatch(share: float, deadline: float) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             now = synchronise()
             self.steps.append({"step": now - self.began, **self.spent})
+            if self.config:
+                self.config.max_new_tokens = self.length
             late = now > deadline or (len(self.steps) > 1 and now > share)
             control.should_training_stop = control.should_training_stop or late
 
@@ -168,15 +219,12 @@ def stopwatch(share: float, deadline: float) -> Any:
 def train(stage: str, p: Profile, tokenizer: Any, steps: int, ours: bool, share: float, deadline: float) -> dict[str, Any]:
     """Some steps of SFT or GRPO with a fresh random model. Returns the columns of the CSV that it can fill."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers.trainer_callback import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
     from helpers import models, prompts, rewards, traces
 
     model = random_model(p.base, tokenizer, four_bit=getattr(p, f"{stage}_4bit"))
-    lora = LoraConfig(r=p.sft_lora_r, lora_alpha=p.sft_lora_alpha, target_modules="all-linear", lora_dropout=0.0,
-                      task_type="CAUSAL_LM")  # fmt: skip
     batch, accum = getattr(p, f"{stage}_batch"), getattr(p, f"{stage}_grad_accum")
     cases = long_cases(steps * batch * accum, tokenizer, p.max_note_tokens)
     cuda, watch = torch.cuda.is_available(), stopwatch(share, deadline)
@@ -199,7 +247,7 @@ def train(stage: str, p: Profile, tokenizer: Any, steps: int, ours: bool, share:
             common |= {"max_length": p.max_prompt_tokens + p.max_new_tokens}
             common |= {"train_sampling_strategy": "group_by_length"} if ours else {}
             trainer = SFTTrainer(model=model, args=SFTConfig(**common), train_dataset=dataset, processing_class=tokenizer,
-                                 peft_config=lora, callbacks=[watch])  # fmt: skip
+                                 peft_config=lora_of(p), callbacks=[watch])  # fmt: skip
             first = dataset[0]
             whole = len(tokenizer.apply_chat_template(first["prompt"] + first["completion"])["input_ids"])
         else:
@@ -210,10 +258,12 @@ def train(stage: str, p: Profile, tokenizer: Any, steps: int, ours: bool, share:
                        "loss_type": p.grpo_loss_type, "reward_weights": list(rewards.DEFAULT_WEIGHTS),
                        "steps_per_generation": p.grpo_steps_per_generation} if ours else {}  # fmt: skip
             trainer = GRPOTrainer(
-                model=get_peft_model(model, lora) if ours else model, peft_config=None if ours else lora,
+                model=get_adapter(model, p) if ours else model, peft_config=None if ours else lora_of(p),
                 reward_funcs=[on_written(reward, answers) for reward in rewards.DEFAULT], args=GRPOConfig(**common),
                 train_dataset=dataset, processing_class=tokenizer, callbacks=[watch],
             )  # fmt: skip
+            if steps > 1:
+                watch.warm_up(trainer)
             watch.phase(trainer, "_generate", "generation")
             watch.phase(trainer, "_calculate_rewards", "rewards")
             whole = 0
@@ -225,15 +275,17 @@ def train(stage: str, p: Profile, tokenizer: Any, steps: int, ours: bool, share:
     answer = whole - prompt if stage == "sft" else p.grpo_max_completion
     exact = dataclasses.replace(p, max_prompt_tokens=prompt, max_new_tokens=answer)
     row: dict[str, Any] = {"batch": batch, "accumulate": accum, "prompt_tokens": prompt, "answer_tokens": answer}
-    row |= memory(fit.estimate(exact, stage)["peak"])
+    row |= memory(fit.estimate(exact, stage)["peak"], watch)
     if not (timed := watch.steps[1:] or watch.steps):
         return {**row, "status": "not measured: no whole step in the time"}
     seconds = {name: statistics.median(step[name] for step in timed) for name in timed[0]}
-    rest = seconds["step"] - seconds.get("generation", 0) - seconds.get("rewards", 0)
-    row |= {"steps": len(timed), "seconds_per_step": seconds["step"], "sequences_per_s": batch * accum / seconds["step"]}
+    rest = seconds["step"] - sum(seconds.get(name, 0) for name in ("generation", "rewards", "optimiser"))
+    row |= {"forward_backward_s": rest, "optimiser_s": seconds["optimiser"], "steps": len(timed),
+            "seconds_per_step": seconds["step"], "sequences_per_s": batch * accum / seconds["step"]}  # fmt: skip
     if stage == "grpo":
-        row |= {"generation_s": seconds["generation"], "rewards_s": seconds["rewards"], "forward_backward_s": rest}
-    return {**row, "status": "measured" if watch.steps[1:] else "measured, first step"}
+        row |= {"generation_s": seconds["generation"], "rewards_s": seconds["rewards"]}
+    first = f"measured, first step{f' of {watch.config.max_new_tokens} tokens' if watch.config else ''}"
+    return {**row, "status": "measured" if watch.steps[1:] else first}
 
 
 def on_written(reward: Callable[..., list[float]], answers: list[str]) -> Callable[..., list[float]]:
@@ -246,11 +298,18 @@ def on_written(reward: Callable[..., list[float]], answers: list[str]) -> Callab
     return scored
 
 
-def generate(p: Profile, tokenizer: Any, four_bit: bool, share: float) -> list[dict[str, Any]]:
-    """Tokens a second by batch, prompts read in included; one row for each batch for which there is time and memory."""
+def generate(p: Profile, tokenizer: Any, four_bit: bool, lora: bool, share: float) -> list[dict[str, Any]]:
+    """Tokens a second by batch, with the prompts read in and without; one row for each batch that time and memory are enough
+    for. `lora`: with a float32 adapter on, which is how notebook 04 rolls out."""
     import torch
 
-    model, rows = random_model(p.base, tokenizer, four_bit=four_bit).eval(), []
+    from helpers import models
+
+    model, rows = random_model(p.base, tokenizer, four_bit=four_bit), []
+    if lora:
+        model = get_adapter(model, p)
+        models.float32_adapters(model)
+    model.eval()
     ids = torch.randint(0, len(tokenizer), (max(BATCHES), p.max_prompt_tokens), device=model.device)
     new = min(NEW_TOKENS, p.grpo_max_completion)
     for batch in BATCHES:
@@ -264,7 +323,7 @@ def generate(p: Profile, tokenizer: Any, four_bit: bool, share: float) -> list[d
         try:
             with torch.inference_mode():
                 taken = []
-                for length in (2, new):  # the first warms up
+                for length in (2, 2, new):  # the first warms up
                     began = synchronise()
                     model.generate(ids[:batch], attention_mask=torch.ones_like(ids[:batch]), max_new_tokens=length,
                                    min_new_tokens=length, do_sample=True, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
@@ -272,18 +331,20 @@ def generate(p: Profile, tokenizer: Any, four_bit: bool, share: float) -> list[d
         except torch.OutOfMemoryError:
             rows.append({**row, "status": "out of memory"})
             continue
-        rows.append({**row, **memory(), "steps": 1, "tokens_per_s": batch * new / taken[1], "status": "measured"})
+        decoding = batch * (new - 2) / max(taken[2] - taken[1], 1e-9)
+        rows.append({**row, **memory(), "steps": 1, "tokens_per_s": batch * new / taken[2], "prefill_s": taken[1],
+                     "decode_tokens_per_s": decoding, "status": "measured"})  # fmt: skip
     return rows
 
 
 def generate_continuously(p: Profile, tokenizer: Any, share: float) -> list[dict[str, Any]]:
     """Tokens a second of transformers' other engine, which GRPOTrainer can use too. It takes most of the card for its cache, so
-    no memory is told, and it runs in threads of its own."""
+    no memory is told, and it runs in threads of its own. Without flash-attn it would ask a hub for one."""
     import torch
     from transformers import GenerationConfig
 
-    if not torch.cuda.is_available():
-        return [{"status": "not measured: needs a GPU"}]
+    if not torch.cuda.is_available() or importlib.util.find_spec("flash_attn") is None:
+        return [{"status": "not measured: needs a GPU and flash-attn"}]
     model, rows, new = random_model(p.base, tokenizer, four_bit=False).eval(), [], min(NEW_TOKENS, p.grpo_max_completion)
     ids = torch.randint(0, len(tokenizer), (max(BATCHES), p.max_prompt_tokens)).tolist()
     for batch in BATCHES[1:]:
@@ -294,22 +355,30 @@ def generate_continuously(p: Profile, tokenizer: Any, share: float) -> list[dict
         ends = GenerationConfig(max_new_tokens=new, do_sample=True, eos_token_id=-1, pad_token_id=tokenizer.pad_token_id)
         began = synchronise()
         made = model.generate_batch(ids[:batch], generation_config=ends)
+        if len(made) < batch or any(answer.error for answer in made.values()):
+            rows.append({**row, "status": f"failed: {len(made)} of {batch} answers"})
+            continue
         tokens = sum(len(answer.generated_tokens) for answer in made.values())
         rows.append({**row, "steps": 1, "tokens_per_s": tokens / (synchronise() - began), "status": "measured, start included"})
     return rows
 
 
-def memory(estimate: float | None = None) -> dict[str, Any]:
-    """Peak memory since the last reset in GB of 1e9 bytes: of tensors, of torch's allocator, and of the card, which is what the
-    estimate beside it is about: the allocator's, and what the card holds beside it (CUDA's context). Empty columns on a CPU."""
+def memory(estimate: float | None = None, watch: Any = None) -> dict[str, Any]:
+    """Peak memory since the last reset, or in the phases of a stopwatch, in GB of 1e9 bytes: of tensors, of torch's allocator,
+    and of the card, which is what the estimate beside it is about: the allocator's, and what the card holds beside it (CUDA's
+    context). Empty columns on a CPU."""
     import torch
 
     row: dict[str, Any] = {"estimate_gb": estimate}
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        reserved = torch.cuda.max_memory_reserved()
+        peaks = {"whole": (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()), **(watch.peaks if watch else {})}
+        allocated, reserved = (max(values) for values in zip(*peaks.values(), strict=True))
         card = total - free - torch.cuda.memory_reserved() + reserved
-        row |= {"allocated_gb": torch.cuda.max_memory_allocated() / 1e9, "reserved_gb": reserved / 1e9, "card_gb": card / 1e9}
+        row |= {"allocated_gb": allocated / 1e9, "reserved_gb": reserved / 1e9, "card_gb": card / 1e9}
+        if "generation" in peaks:
+            row |= {f"{phase}_gb": max(peaks[name][0] for name in names if name in peaks) / 1e9
+                    for phase, names in {"generation": ["generation"], "training": ["training", "whole"]}.items()}  # fmt: skip
         row |= {"estimate_error": estimate * 1e9 / card - 1} if estimate else {}
     return row
 
@@ -340,8 +409,13 @@ def shortened(p: Profile) -> Profile:
                                grpo_prompts_per_step=p.grpo_batch * cycle // p.grpo_num_generations)  # fmt: skip
 
 
+class Broken(RuntimeError):
+    """The CUDA context is lost; the text is the status of what was not measured."""
+
+
 def run_cell(cell: str, p: Profile, tokenizer: Any, steps: int, share: float, deadline: float) -> list[dict[str, Any]]:
-    """One cell's rows. Running out of memory is a result; any other failure is told and costs this cell alone."""
+    """One cell's rows. Running out of memory is a result; any other failure is told and costs this cell alone, unless the device
+    itself has failed: then every further call on it fails too, and Broken is raised."""
     import torch
 
     stage, ours, held = cell.split(",")[0], "TRL" not in cell, release()
@@ -350,25 +424,28 @@ def run_cell(cell: str, p: Profile, tokenizer: Any, steps: int, share: float, de
         if "continuous" in cell:
             return generate_continuously(p, tokenizer, share)
         if cell.startswith("generate"):
-            return generate(p, tokenizer, "nf4" in cell, share)
+            return generate(p, tokenizer, "nf4" in cell, "LoRA" in cell, share)
         row = train(stage, short, tokenizer, steps, ours, share, deadline)
         times = getattr(p, f"{stage}_grad_accum") / getattr(short, f"{stage}_grad_accum")
         row |= {"profile_step_s": times * row["seconds_per_step"]} if ours and "seconds_per_step" in row else {}
         return [row | {"held_gb": held}]
-    except torch.OutOfMemoryError:
-        estimate = None if cell.startswith("generate") else fit.estimate(short, stage)["peak"]
-        return [{"estimate_gb": estimate, "held_gb": held, "status": "out of memory"}]
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):  # the latter from a library's own call
+            estimate = None if cell.startswith("generate") else fit.estimate(short, stage)["peak"]
+            return [{"estimate_gb": estimate, "held_gb": held, "status": "out of memory"}]
         traceback.print_exc()
-        return [{"status": f"failed: {type(error).__name__}"}]
+        if isinstance(error, getattr(torch, "AcceleratorError", Broken)):
+            raise Broken(f"not measured: the device failed in {p.base.split('-Instruct')[0].split('/')[-1]}, {cell}") from error
+        said = " ".join(str(error).split())
+        return [{"status": f"failed: {type(error).__name__}{': ' * bool(said)}{said[:120]}"}]
 
 
 # --------------------------------------------------------------------------------------------------------- report
 
 COLUMNS = ("model", "cell", "shapes", "status", "batch", "accumulate", "prompt_tokens", "answer_tokens", "steps",
-           "seconds_per_step", "profile_step_s", "sequences_per_s", "tokens_per_s", "generation_s", "rewards_s",
-           "forward_backward_s", "allocated_gb", "reserved_gb", "card_gb", "estimate_gb", "estimate_error",
-           "held_gb")  # fmt: skip
+           "seconds_per_step", "profile_step_s", "sequences_per_s", "tokens_per_s", "prefill_s", "decode_tokens_per_s",
+           "generation_s", "rewards_s", "forward_backward_s", "optimiser_s", "allocated_gb", "generation_gb", "training_gb",
+           "reserved_gb", "card_gb", "estimate_gb", "estimate_error", "held_gb")  # fmt: skip
 
 
 def write(path: Path, rows: list[dict[str, Any]], stamp: dict[str, str]) -> None:
@@ -380,7 +457,7 @@ def write(path: Path, rows: list[dict[str, Any]], stamp: dict[str, str]) -> None
 def show(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table; what is empty was not measured or does not apply."""
     named = {"model": "model", "cell": "cell", "batch": "batch", "accumulate": "x", "seconds_per_step": "s/step",
-             "generation_s": "generation", "rewards_s": "rewards", "forward_backward_s": "the rest", "tokens_per_s": "tokens/s",
+             "generation_s": "generation", "rewards_s": "rewards", "forward_backward_s": "training", "tokens_per_s": "tokens/s",
              "card_gb": "GB", "estimate_gb": "estimate", "status": "status"}  # fmt: skip
     lines = ["| " + " | ".join(named.values()) + " |", "|---" * len(named) + "|"]
     for row in rows:
@@ -426,8 +503,13 @@ def measure(
         if (now := time.perf_counter()) < deadline:
             print(f"{name}: {cell} ...", file=sys.stderr, flush=True)
             share = now + (deadline - now) * weight[name] / sum(weight[other] for other, _ in jobs[k:])
-            found[name, cell] = run_cell(cell, todo[name], tokenizer, steps, share, deadline)
-            keep()
+            try:
+                found[name, cell] = run_cell(cell, todo[name], tokenizer, steps, share, deadline)
+            except Broken as broken:
+                found |= {job: [{"status": str(broken)}] for job in jobs[k:]}
+                break
+            finally:
+                keep()
     guard.cancel()
     return keep()
 
@@ -438,12 +520,20 @@ def report(rows: list[dict[str, Any]], stamp: dict[str, str]) -> None:
 
 
 def stamp_of(device: str) -> dict[str, str]:
-    """What a figure depends on beside the code: device, versions, date, command."""
+    """What a figure depends on beside the code: device, its memory and driver, host, versions, date, command."""
     import torch
 
     packages = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return {"device": device, "versions": f"{versions}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}",
+    if torch.cuda.is_available():
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        asked = subprocess.run(query, capture_output=True, text=True, check=False) if shutil.which(query[0]) else None
+        driver = asked.stdout.split("\n")[0] if asked and not asked.returncode else "unknown"
+        device += f", {torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB, driver {driver}"
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
+    host = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    return {"device": device, "host": host, "versions": f"{versions}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}",
             "date": time.strftime("%Y-%m-%d", time.gmtime()), "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])}
 
 
@@ -555,6 +645,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     if options.dry_run_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several a trainer would spread each batch over them
     import torch
 
     if not torch.cuda.is_available() and not options.dry_run_cpu:
@@ -572,6 +663,9 @@ def main(arguments: list[str] | None = None) -> int:
         path = out / f"{re.sub('[^a-z0-9]+', '-', device.lower())}.csv" if out else None
         stamp = stamp_of(device)
         report(measure(todo, options.minutes, steps, path, stamp), stamp)
+        if torch.cuda.is_available():  # threads of a generation that hangs would keep the process alive
+            sys.stdout.flush()
+            os._exit(0)
     return 0
 
 

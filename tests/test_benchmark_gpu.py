@@ -74,15 +74,83 @@ def test_a_dry_run_goes_through_every_cell(tmp_path: Path, root: Path) -> None:
     (path,) = tmp_path.glob("*.csv")
     table = pd.read_csv(path, comment="#")
     assert list(table.columns) == list(gpu.COLUMNS) and set(table["cell"]) == set(gpu.CELLS)
-    told = table["status"].str.startswith("measured") | (table["status"] == "not measured: needs a GPU")
-    assert told.all() and (table["cell"].str.contains("continuous") | (table["status"] != "not measured: needs a GPU")).all()
+    told = table["status"].str.startswith("measured") | (table["status"] == "not measured: needs a GPU and flash-attn")
+    assert told.all() and (table["cell"].str.contains("continuous") == table["status"].str.startswith("not measured")).all()
     trained = table[~table["cell"].str.startswith("generate")]
     assert (trained["seconds_per_step"] > 0).all() and (trained["estimate_gb"] > 0).all()
     phases = table.dropna(subset=["rewards_s"])
     assert len(phases) == 2  # GRPO twice: where its step goes adds up
-    parts = phases[["generation_s", "rewards_s", "forward_backward_s"]]
+    parts = phases[["generation_s", "rewards_s", "forward_backward_s", "optimiser_s"]]
     assert (parts > 0).all(axis=None) and (parts.sum(axis=1) / phases["seconds_per_step"]).between(0.95, 1.05).all()
-    assert (table.loc[table["cell"].isin(["generate nf4", "generate 16-bit"]), "tokens_per_s"] > 0).all()
+    generated = table[table["cell"].str.startswith("generate") & ~table["cell"].str.contains("continuous")]
+    assert len(generated) == 3 * len(gpu.BATCHES)
+    assert (generated[["tokens_per_s", "prefill_s", "decode_tokens_per_s"]] > 0).all(axis=None)
     assert table["reserved_gb"].isna().all()  # memory of a card is not made up on a CPU
     stamp = [line for line in path.read_text().splitlines() if line.startswith("# ")]
-    assert [line.split(":")[0] for line in stamp] == ["# device", "# versions", "# date", "# command"]
+    assert [line.split(":")[0] for line in stamp] == ["# device", "# host", "# versions", "# date", "# command"]
+
+
+def test_notes_of_a_batch_differ_in_length_and_the_longest_is_as_long_as_asked() -> None:
+    from helpers import models
+
+    tokenizer = models.load_tokenizer("tiny")
+    notes = gpu.long_cases(16, tokenizer, 640)["note"]
+    lengths = [len(tokenizer(note, add_special_tokens=False)["input_ids"]) for note in notes]
+    assert lengths[0] >= 640 and lengths[8] >= 640
+    for first in (0, 8):
+        cut = [640 - 10 * i for i in range(8)]
+        assert all(want - 10 < got <= want for got, want in zip(lengths[first + 1 : first + 8], cut[1:], strict=True)), lengths
+
+
+def test_a_device_that_failed_ends_the_run_and_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    todo = {"dry run": gpu.dry_run_profile(tmp_path)}
+    calls = []
+
+    def train(*args: object) -> None:
+        calls.append(args)
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(gpu, "train", train)
+    rows = gpu.measure(todo, 5, 1, tmp_path / "x.csv", {})
+    assert len(calls) == 1 and len(rows) == len(gpu.CELLS)
+    assert all(row["status"].startswith("not measured: the device failed in") for row in rows)
+    assert len(pd.read_csv(tmp_path / "x.csv", comment="#")) == len(rows)
+
+
+def test_any_other_failure_costs_one_cell_and_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+
+    def train(*args: object) -> None:
+        raise ValueError("Attempting to unscale FP16 gradients.")
+
+    monkeypatch.setattr(gpu, "train", train)
+    (row,) = gpu.run_cell("sft", gpu.dry_run_profile(tmp_path), None, 1, 0.0, 0.0)
+    assert row["status"] == "failed: ValueError: Attempting to unscale FP16 gradients."
+
+
+def test_peaks_are_told_by_phase_and_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    watch, now = gpu.stopwatch(0, 0), [4.0, 5.0]
+    for name, value in {"is_available": True, "memory_reserved": 3e9, "mem_get_info": (76e9, 80e9), "synchronize": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: now[0] * 1e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: now[1] * 1e9)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: now.__setitem__(slice(2), (1.0, 2.0)))
+
+    class Trainer:
+        def _generate(self) -> None:
+            now[:] = 9.0, 11.0
+
+        def _calculate_rewards(self) -> None:
+            now[:] = 2.0, 2.0
+
+    watch.phase(trainer := Trainer(), "_generate", "generation")
+    watch.phase(trainer, "_calculate_rewards", "rewards")
+    trainer._generate()
+    trainer._calculate_rewards()
+    now[:] = 6.0, 7.0  # the passes that train
+    row = gpu.memory(10.8, watch)
+    assert {key: value for key, value in row.items() if key != "estimate_error"} == {
+        "estimate_gb": 10.8, "allocated_gb": 9.0, "reserved_gb": 11.0, "card_gb": 12.0, "generation_gb": 9.0, "training_gb": 6.0}
+    assert row["estimate_error"] == pytest.approx(-0.1)

@@ -313,3 +313,19 @@ def test_notebook_5_puts_models_of_others_in_the_same_table(published: Path, tmp
     assert set(tables) == set(others) and not [*tmp_path.glob("*.part*")]
     assert all(list(table["hadm_id"]) == [2, 3, 4] for table in tables.values())
     assert others["whole-1.5B"]["turns"][1]["content"] == "Note: {note}", "a changed prompt file makes the answers anew"
+
+
+def test_after_a_sharded_training_a_model_is_loaded_whole() -> None:
+    from transformers.integrations import deepspeed
+
+    class Sharded:
+        def is_zero3(self) -> bool:
+            return True
+
+    training = Sharded()
+    deepspeed.set_hf_deepspeed_config(training)
+    try:
+        model, _ = models.load("tiny")
+        assert not deepspeed.is_deepspeed_zero3_enabled() and all(p.numel() for p in model.parameters())
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

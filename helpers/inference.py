@@ -53,6 +53,7 @@ def predict(
     rows: list[dict[str, Any] | None] = [None] * (len(texts) * samples)
     sampling: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    processors = LogitsProcessorList([code_trie(tokenizer, valid_codes, 0)] if valid_codes is not None else [])
     try:
         for start in progress(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]
@@ -67,7 +68,8 @@ def predict(
             batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
             batch = batch.to(model.device)
             width = batch["input_ids"].shape[1]
-            processors = LogitsProcessorList([code_trie(tokenizer, valid_codes, width)] if valid_codes is not None else [])
+            for trie in processors:
+                trie.prompt_width = width
             with torch.no_grad():
                 out = model.generate(
                     **batch, max_new_tokens=max_new_tokens, num_return_sequences=samples, logits_processor=processors,
@@ -97,6 +99,7 @@ def predict(
 def code_trie(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_width: int) -> LogitsProcessor:
     """A LogitsProcessor that lets only `codes` (dotted), then `</diagnosis>`, follow a `<diagnosis>` in the completion.
 
+    Building it decodes the vocabulary once: `prompt_width`, the tokens before the completion, can be set anew for each batch.
     The trie is over characters of the decoded text, not over tokens, so it holds for any way to split a code into tokens.
     For evaluation only: a reward under constraint would teach nothing about format.
     """
@@ -106,23 +109,29 @@ def code_trie(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_w
     close = "</diagnosis>"
     allowed = sorted({icd.dotted(code) + close for code in codes})
     prefixes = {text[:n] for text in allowed for n in range(len(text) + 1)}
+    following: dict[str, set[str]] = {}
+    for text in prefixes - {""}:
+        following.setdefault(text[:-1], set()).add(text[-1])
     pieces = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     by_first: dict[str, list[int]] = {}
+    special = set(tokenizer.all_special_ids)
     for i, piece in enumerate(pieces):
-        if piece and i not in tokenizer.all_special_ids:
+        if piece and i not in special:
             by_first.setdefault(piece[0], []).append(i)
     memory: dict[str, torch.Tensor] = {}
 
     def after(text: str) -> torch.Tensor:
         if text not in memory:
-            firsts = {p[len(text)] for p in prefixes if len(p) == len(text) + 1 and p.startswith(text)}
-            ids = [i for ch in firsts for i in by_first.get(ch, ()) if text + pieces[i] in prefixes]
+            ids = [i for ch in following.get(text, ()) for i in by_first.get(ch, ()) if text + pieces[i] in prefixes]
             memory[text] = torch.tensor(ids, dtype=torch.long)
         return memory[text]
 
     class CodeTrie(LogitsProcessor):
+        def __init__(self) -> None:
+            self.prompt_width = prompt_width  # of the batch at hand
+
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            for row, text in enumerate(tokenizer.batch_decode(input_ids[:, prompt_width:])):
+            for row, text in enumerate(tokenizer.batch_decode(input_ids[:, self.prompt_width :])):
                 head, tag, tail = text.rpartition("<diagnosis>")
                 tail = tail.lstrip()
                 if tag and tail in prefixes and not tail.endswith(close):

@@ -192,6 +192,22 @@ def test_constrained_answers_of_the_real_model_are_valid(loaded, cases: pd.DataF
     assert got["predicted"].dropna().isin(codes).all()
 
 
+def test_every_batch_is_constrained_even_by_codes_that_come_once(loaded, cases: pd.DataFrame) -> None:
+    _, tokenizer = loaded
+    left = []
+
+    class Constrained(Scripted):
+        def generate(self, input_ids, logits_processor=(), **_):
+            ids = torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], dim=1)
+            left.append(logits_processor(ids, torch.zeros(len(ids), len(tokenizer))).isfinite().sum(dim=1))
+            return ids
+
+    codes = (code for code in ["I214", "I10"])
+    model = Constrained(tokenizer, "x\n</think>\n<diagnosis>")
+    inference.predict(model, tokenizer, cases.head(5), batch_size=2, valid_codes=codes)
+    assert len(left) == 3 and all((count > 0).all() and (count < 10).all() for count in left)
+
+
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"samples": 0}, {"samples": 3}])
 def test_bad_sizes_are_refused(loaded, cases: pd.DataFrame, wrong: dict) -> None:
     with pytest.raises(ValueError, match="must be >= 1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def predict(
             batch = batch.to(model.device)
             width = batch["input_ids"].shape[1]
             for trie in processors:
-                trie.prompt_width = width
+                trie.start = width
             with torch.no_grad():
                 out = model.generate(
                     **batch, max_new_tokens=max_new_tokens, num_return_sequences=samples, logits_processor=processors,
@@ -99,7 +100,7 @@ def predict(
 def code_trie(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_width: int) -> LogitsProcessor:
     """A LogitsProcessor that lets only `codes` (dotted), then `</diagnosis>`, follow a `<diagnosis>` in the completion.
 
-    Building it decodes the vocabulary once: `prompt_width`, the tokens before the completion, can be set anew for each batch.
+    Building it decodes the vocabulary once: `start`, at first `prompt_width`, is where completions begin, set for each batch.
     The trie is over characters of the decoded text, not over tokens, so it holds for any way to split a code into tokens.
     For evaluation only: a reward under constraint would teach nothing about format.
     """
@@ -114,32 +115,25 @@ def code_trie(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_w
         following.setdefault(text[:-1], set()).add(text[-1])
     pieces = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     by_first: dict[str, list[int]] = {}
-    special = set(tokenizer.all_special_ids)
-    for i, piece in enumerate(pieces):
-        if piece and i not in special:
-            by_first.setdefault(piece[0], []).append(i)
-    memory: dict[str, torch.Tensor] = {}
+    for i in sorted(set(range(len(pieces))) - set(tokenizer.all_special_ids)):
+        by_first.setdefault(pieces[i][:1], []).append(i)
 
+    @cache
     def after(text: str) -> torch.Tensor:
-        if text not in memory:
-            ids = [i for ch in following.get(text, ()) for i in by_first.get(ch, ()) if text + pieces[i] in prefixes]
-            memory[text] = torch.tensor(ids, dtype=torch.long)
-        return memory[text]
+        ids = [i for ch in following.get(text, ()) for i in by_first.get(ch, ()) if text + pieces[i] in prefixes]
+        return torch.tensor(ids, dtype=torch.long)
 
     class CodeTrie(LogitsProcessor):
-        def __init__(self) -> None:
-            self.prompt_width = prompt_width  # of the batch at hand
+        start = prompt_width
 
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            for row, text in enumerate(tokenizer.batch_decode(input_ids[:, self.prompt_width :])):
+            for row, text in enumerate(tokenizer.batch_decode(input_ids[:, self.start :])):
                 head, tag, tail = text.rpartition("<diagnosis>")
                 tail = tail.lstrip()
                 if tag and tail in prefixes and not tail.endswith(close):
                     keep = after(tail).to(scores.device)
                     if len(keep):
-                        kept = scores[row, keep].clone()
-                        scores[row] = -float("inf")
-                        scores[row, keep] = kept
+                        scores[row] = torch.full_like(scores[row], -torch.inf).index_copy_(0, keep, scores[row, keep])
             return scores
 
     return CodeTrie()

@@ -33,7 +33,8 @@ def predict(
     no code, or one that is neither in ICD-10-CM nor in `dictionary` (MIMIC's own). valid_codes: decode under a trie of these,
     from `<diagnosis>` on. Cases are sorted by length, so that a batch wastes little padding; `progress` wraps the list of batch
     starts (course.progress). keep: a folder for finished batches; the same call with the same folder goes on after them.
-    Research use only: no answer is a diagnosis. Raises ValueError for bad sizes, MemoryError that says what to lower.
+    Research use only: no answer is a diagnosis. Raises ValueError for bad sizes, and for prompts that the model's context or
+    embeddings do not hold, MemoryError that says what to lower.
     """
     import torch
     from transformers import LogitsProcessorList
@@ -69,6 +70,7 @@ def predict(
             batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
             batch = batch.to(model.device)
             width = batch["input_ids"].shape[1]
+            _check_limits(model, int(batch["input_ids"].max()), width, max_new_tokens)
             for trie in processors:
                 trie.start = width
             with torch.no_grad():
@@ -95,6 +97,16 @@ def predict(
         tokenizer.padding_side = side
         model.train(was_training)
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _check_limits(model: Any, largest: int, width: int, new: int) -> None:
+    config = getattr(model, "config", None)
+    context = getattr(config and config.get_text_config(), "max_position_embeddings", None)
+    if context and width + new > context:
+        raise ValueError(f"predict: a prompt of {width} tokens and {new} of an answer do not go into the model's context of "
+                         f"{context}: set max_note_tokens or max_new_tokens lower.")
+    if config and largest >= (size := model.get_input_embeddings().num_embeddings):
+        raise ValueError(f"predict: token {largest} has no embedding, there are {size}: this tokenizer is not the model's.")
 
 
 def code_trie(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_width: int) -> LogitsProcessor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,14 +117,25 @@ def _file(source: str | Path, name: str) -> Path | None:
     return Path(found) if found else None
 
 
+def _base_of(config: Path) -> str:
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not base:
+        raise ValueError(f"{config} does not say which base the adapter is for (base_model_name_or_path): mend it, or give both.")
+    return str(base)
+
+
 def resolve(base: str, adapter: str | Path | None = None) -> tuple[str, str | None]:
     """(base, adapter) of a model, each a folder or a hub id; where `base` is an adapter, the base that it names, and it.
 
-    Nothing is loaded. Raises FileNotFoundError for what is not there, and for weights that are pickled.
+    Nothing is loaded. Raises FileNotFoundError for what is not there, and for weights that are pickled; ValueError for an adapter
+    that names no base.
     """
     source = base_path(str(base))
     if adapter is None and (config := _file(source, "adapter_config.json")):
-        source, adapter = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"], source
+        source, adapter = _base_of(config), source
         beside = (Path(adapter, source), Path(adapter).parent / source)
         source = next((str(path) for path in beside if not Path(source).exists() and path.is_dir()), source)
     if adapter is not None and not _file(adapter, "adapter_config.json"):
@@ -133,10 +145,11 @@ def resolve(base: str, adapter: str | Path | None = None) -> tuple[str, str | No
         raise FileNotFoundError(f"{source}: no model is there (config.json is missing). Give a folder in Hugging Face's layout, "
                                 "or a hub id such as Qwen/Qwen2.5-7B-Instruct. The tiny profile switches the hub off unless you "
                                 "set HF_HUB_OFFLINE=0 before you start; a gated model asks for `hf auth login`.")
-    if Path(source).is_dir() and not [*Path(source).glob("*.safetensors")]:
-        found = ", ".join(sorted(path.name for path in Path(source).glob("*.bin"))) or "none"
-        raise FileNotFoundError(f"{source}: no weights in safetensors (pickled: {found}). Pickles can run code when they are "
-                                "read, so they are not: convert them with save_pretrained(), where you trust them.")
+    for folder, weights in ((source, "*.safetensors"), (adapter or "", "adapter_model.safetensors")):
+        if folder and Path(folder).is_dir() and not [*Path(folder).glob(weights)]:
+            found = ", ".join(sorted(path.name for path in Path(folder).glob("*.bin"))) or "none"
+            raise FileNotFoundError(f"{folder}: no weights in safetensors (pickled: {found}). Pickles can run code when they are "
+                                    "read, so they are not: convert them with save_pretrained(), where you trust them.")
     return source, adapter and str(adapter)
 
 
@@ -146,9 +159,11 @@ def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = Fa
 
     profile: a `profiles.Profile`, or a base as text ("tiny", a hub id, a folder; an adapter that names its base will do).
     four_bit: NF4, else the device's own dtype. trainable: keep the adapter's weights trainable, in float32.
-    Raises FileNotFoundError as `resolve` does.
+    Raises what `resolve` raises, and ValueError for weights that are damaged or do not cover the model: the libraries would
+    answer with random numbers in their place.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.integrations import deepspeed
     from transformers.utils import logging as hf_logging
@@ -168,7 +183,12 @@ def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = Fa
         kwargs["attn_implementation"] = "eager"  # at a few hundred tokens faster than torch's fused attention on a CPU
     if source == str(TINY_BASE):
         hf_logging.disable_progress_bar()  # of a file that is read in a blink
-    model = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **kwargs)
+    except SafetensorError as error:
+        raise ValueError(f"{source}: its weights cannot be read ({error}). Copy or download them again.") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{source}: its files lack {len(missing)} of the weights that config.json asks for: {missing[0]}, ....")
     tokenizer = load_tokenizer(source)
     model.config.use_cache = True
     if four_bit:
@@ -176,7 +196,14 @@ def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = Fa
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Found missing adapter keys")
+                model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        except (UserWarning, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+                raise
+            raise ValueError(f"{adapter} does not fit {source}, or is damaged: {str(error)[:300]}") from error
         tokenizer = _tokenizer_of(adapter, tokenizer)
     if trainable:
         float32_adapters(model)

@@ -208,6 +208,19 @@ def test_every_batch_is_constrained_even_by_codes_that_come_once(loaded, cases: 
     assert len(left) == 3 and all((count > 0).all() and (count < 10).all() for count in left)
 
 
+def test_what_context_or_embeddings_do_not_hold_is_told(loaded, cases: pd.DataFrame) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    _, tokenizer = loaded
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
+    short = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=len(tokenizer), max_position_embeddings=128))
+    with pytest.raises(ValueError, match=r"prompt of \d+ tokens and 100 of an answer .* context of 128: set max_note_tokens"):
+        inference.predict(short, tokenizer, cases.head(2), max_new_tokens=100)
+    small = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=100))
+    with pytest.raises(ValueError, match="has no embedding, there are 100: this tokenizer is not the model's"):
+        inference.predict(small, tokenizer, cases.head(2), max_new_tokens=2)
+
+
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"samples": 0}, {"samples": 3}])
 def test_bad_sizes_are_refused(loaded, cases: pd.DataFrame, wrong: dict) -> None:
     with pytest.raises(ValueError, match="must be >= 1"):

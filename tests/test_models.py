@@ -247,6 +247,58 @@ def test_what_cannot_be_loaded_is_told_before_anything_is(published: Path, monke
             models.load(str(base), adapter)
 
 
+def damage(folder: Path, how: str) -> None:
+    """Spoil a copy of a model's or an adapter's folder in one way."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    (weights,) = folder.glob("*.safetensors")
+    tensors, config = load_file(weights), folder / "adapter_config.json"
+    named = json.loads(config.read_text()) if config.is_file() else {}
+    match how:
+        case "renamed":
+            save_file({f"other.{name}": value for name, value in tensors.items()}, weights, metadata={"format": "pt"})
+        case "a layer short":
+            kept = {name: value for name, value in tensors.items() if "layers.1." not in name}
+            save_file(kept, weights, metadata={"format": "pt"})
+        case "narrower":
+            save_file({name: value[..., :32].contiguous() for name, value in tensors.items()}, weights, metadata={"format": "pt"})
+        case "cut off":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "empty":
+            weights.write_bytes(b"")
+        case "gone":
+            weights.unlink()
+        case "no base":
+            config.write_text(json.dumps(named | {"base_model_name_or_path": None}))
+        case "base unsaid":
+            config.write_text(json.dumps({key: value for key, value in named.items() if "base" not in key}))
+        case "config cut off":
+            config.write_text("{")
+
+
+@pytest.mark.parametrize(("what", "how", "text"), [
+    ("whole", "renamed", r"lack 2[17] of the weights .*: "), ("whole", "a layer short", r"lack (12|9) of .*layers\.1\."),
+    ("whole", "cut off", "cannot be read"), ("whole", "empty", "cannot be read"), ("whole", "gone", "no weights in safetensors"),
+    ("adapter", "renamed", "does not fit"), ("adapter", "a layer short", "does not fit"), ("adapter", "narrower", "does not fit"),
+    ("adapter", "cut off", "is damaged"), ("adapter", "gone", "no weights in safetensors"),
+    ("adapter", "no base", "which base"), ("adapter", "base unsaid", "which base"), ("adapter", "config cut off", "which base"),
+])  # fmt: skip
+def test_a_damaged_model_is_refused_and_never_filled_with_random_weights(
+    published: Path, tmp_path: Path, what: str, how: str, text: str
+) -> None:
+    import shutil
+
+    for name in ("whole", "adapter"):
+        shutil.copytree(published / name, tmp_path / name)
+    models.load(str(tmp_path / what))
+    damage(tmp_path / what, how)
+    with pytest.raises((ValueError, FileNotFoundError), match=text) as told:
+        models.load(str(tmp_path / what))
+    assert str(tmp_path / what) in str(told.value)
+
+
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 def test_a_model_saved_in_a_hubs_layout_goes_through_the_same_path(architecture: str, tokenizer, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM

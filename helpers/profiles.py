@@ -86,9 +86,9 @@ class Profile:
         return {k: v for k, v in keep.items() if k not in ("about", "minutes", "peak_gb")}
 
     def expected(self, notebook: str) -> str:
-        """`about 4 min`, or `time not measured`."""
+        """`about 4 min`, `under a minute` or `time not measured`."""
         minutes = self.minutes.get(notebook)
-        return "time not measured" if minutes is None else f"about {max(1, round(minutes))} min"
+        return "time not measured" if minutes is None else "under a minute" if minutes < 1 else f"about {minutes:.0f} min"
 
     def validate(self, *, processes: int = 1) -> Profile:
         """Check batch arithmetic and lengths before a model is loaded; returns the profile itself.

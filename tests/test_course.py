@@ -493,6 +493,17 @@ def test_setup_switches_off_what_calls_home_and_says_where_things_are(places: Pa
     assert len(done.stdout.splitlines()) == 4 and course.NOTICE in done.stdout and "synthetic" in done.stdout
 
 
+def test_on_a_mac_the_trainers_stay_where_the_model_is(places: Path, monkeypatch) -> None:
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")  # restored afterwards
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    course.setup()
+    assert TrainingArguments(output_dir=str(places)).device.type == "cpu"
+
+
 def test_setup_names_what_another_version_made(places: Path, monkeypatch, capsys) -> None:
     course.setup()
     make("base")
@@ -535,6 +546,7 @@ def test_the_setup_cell_installs_with_the_torch_that_is_there(places: Path, monk
     monkeypatch.chdir(places)
     real = sys.modules["helpers"]
     monkeypatch.setitem(sys.modules, "helpers", None)  # as if the course were not installed
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
     asked: list[str] = []
 
     def magic(name: str, line: str) -> None:
@@ -550,6 +562,15 @@ def test_the_setup_cell_installs_with_the_torch_that_is_there(places: Path, monk
     assert names["profile"].name == "tiny" and names["run"] == course.run_dir()
     exec(compile(code, "setup", "exec"), {})  # installed: nothing to do
     assert len(asked) == 2  # and not a second time
+
+
+def test_beside_colab_the_setup_cell_installs_nothing_and_says_what_to_do(monkeypatch) -> None:
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    monkeypatch.setitem(sys.modules, "helpers", None)
+    code = compile(TransformerManager().transform_cell(course.SETUP_CELL), "setup", "exec")
+    with pytest.raises(ModuleNotFoundError, match=r"helpers.*choose the kernel of \.venv, or install the course"):
+        exec(code, {"get_ipython": None})
 
 
 def test_the_setup_cell_passes_the_linter(root: Path) -> None:

@@ -146,8 +146,6 @@ def setup() -> tuple[profiles.Profile, Path]:
         quiet |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the figures of the course are a CPU's, and old small cards fail
         quiet["OMP_NUM_THREADS"] = str(min(4, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 4))
-    if sys.platform == "darwin":
-        quiet["ACCELERATE_USE_CPU"] = "true"  # trainers would choose Apple's GPU, and `models.load` has put the model on the CPU
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     for kind in (FutureWarning, DeprecationWarning):

@@ -140,7 +140,8 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
     cases, common = cases_of("train", seed), {
         "output_dir": str(work), "report_to": "none", "disable_tqdm": True, "seed": seed,
         "bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16,
-        "gradient_checkpointing": False, "dataloader_pin_memory": torch.cuda.is_available(), "save_total_limit": 1}  # fmt: skip
+        "gradient_checkpointing": False, "dataloader_pin_memory": torch.cuda.is_available(), "save_total_limit": 1,
+        "use_cpu": not torch.cuda.is_available()}  # fmt: skip
     lora = LoraConfig(r=profile.sft_lora_r, lora_alpha=profile.sft_lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     if arm.rewards:
         model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit, trainable=True)

@@ -493,17 +493,6 @@ def test_setup_switches_off_what_calls_home_and_says_where_things_are(places: Pa
     assert len(done.stdout.splitlines()) == 4 and course.NOTICE in done.stdout and "synthetic" in done.stdout
 
 
-def test_on_a_mac_the_trainers_stay_where_the_model_is(places: Path, monkeypatch) -> None:
-    from transformers import TrainingArguments
-
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "")  # restored afterwards
-    monkeypatch.delenv("ACCELERATE_USE_CPU")
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
-    course.setup()
-    assert TrainingArguments(output_dir=str(places)).device.type == "cpu"
-
-
 def test_setup_names_what_another_version_made(places: Path, monkeypatch, capsys) -> None:
     course.setup()
     make("base")

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -354,9 +355,7 @@ def artefact(name: str, settings: dict[str, Any] | None = None) -> Artefact:
     elif is_main():
         job.inputs = _inputs(name, settings)
         mark, now = run / ".work" / f"{name}.key", digest(job.inputs)
-        for half in job.work.glob("checkpoint-*/"):  # its state is what a trainer writes last
-            if not read(half / "trainer_state.json"):
-                shutil.rmtree(half)
+        drop_half(job.work)
         goes_on = mark.is_file() and mark.read_text() == now and job.work.is_dir() and any(job.work.iterdir()) and not anew
         for left in (job.tmp, *(() if goes_on else (job.work,))):
             shutil.rmtree(left, ignore_errors=True)
@@ -438,7 +437,8 @@ def TrainerProgress(label: str) -> TrainerCallback:
     """A callback for a Hugging Face trainer that shows its steps as `progress` does.
 
     It also makes the order of the rows depend on seed and epoch alone: a training that goes on sees what it would have seen,
-    and every process of a launch deals from the same deck. Trainers draw it from the state that the epochs before left.
+    and every process of a launch deals from the same deck. Trainers draw it from the state that the epochs before left. And a
+    training that goes on from its very last step makes none more, as trainers would.
     """
     import torch
     from transformers import TrainerCallback
@@ -448,7 +448,10 @@ def TrainerProgress(label: str) -> TrainerCallback:
             rows = train_dataloader.batch_sampler
             while hasattr(rows, "batch_sampler"):  # accelerate's, which deals them out to the processes
                 rows = rows.batch_sampler
-            rows.sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch or 0))
+            if state.global_step >= state.max_steps:  # killed between its last checkpoint and its end: no step more
+                rows.sampler = ()
+            else:
+                rows.sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch or 0))
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.bar = progress(state.max_steps, label)
@@ -461,6 +464,24 @@ def TrainerProgress(label: str) -> TrainerCallback:
             self.bar.close()
 
     return Steps()
+
+
+def drop_half(work: Path) -> None:
+    """Remove the checkpoints in a folder that a kill or a power cut left half written, and say so: those without their state,
+    which a trainer writes last, or with an archive that is cut off."""
+    from safetensors import SafetensorError, safe_open
+
+    for checkpoint in sorted(work.glob("checkpoint-*/")):
+        whole = "global_step" in read(checkpoint / "trainer_state.json")
+        try:
+            whole = whole and all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
+            for path in checkpoint.glob("*.safetensors"):
+                safe_open(path, framework="np")
+        except SafetensorError:
+            whole = False
+        if not whole:
+            say(f"{checkpoint.name} was cut off while it was written, and is left out")
+            shutil.rmtree(checkpoint)
 
 
 def HeldOut(every: int, measure: Callable[[], float], show: Callable[[dict[str, float]], Any] | None = None) -> TrainerCallback:

@@ -30,14 +30,25 @@ QWEN = {f"Qwen/Qwen2.5-{size}-Instruct": dict(zip(_SHAPE, shape, strict=True)) f
 
 
 def config(base: str) -> dict[str, Any]:
-    """The config of a profile's base: of its folder, of the table above, or of the hub's local cache. Raises OSError if none."""
+    """The config of a profile's base: of its folder, of the table above, or of the hub's local cache; of a model for pictures
+    and text, its part for text. Raises OSError if there is none, or none that the estimate knows how to read."""
     if base in QWEN:
         return QWEN[base]
     if (file := Path(models.base_path(base), "config.json")).is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
-    from transformers import AutoConfig
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OSError(f"{file} is damaged: {error}") from error
+    else:
+        from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(base, local_files_only=True).to_dict()
+        found = AutoConfig.from_pretrained(base, local_files_only=True).to_dict()
+    found |= found.get("text_config") or {}
+    lacking = [name for name in (*_SHAPE[:4], "vocab_size") if not isinstance(found.get(name), int)]
+    if lacking or any("expert" in name for name in found):
+        what = f"no {', '.join(lacking)}" if lacking else "a mixture of experts"
+        raise OSError(f"{base}: memory cannot be estimated; its config.json tells of {what}.")
+    return found
 
 
 def device_gb() -> tuple[float, float]:
@@ -85,7 +96,7 @@ def estimate(profile: Profile, stage: str, *, processes: int = 1, gpu: bool | No
     All but `prefill` was set by one peak of TRL's QLoRA GRPO notebook on a T4; nine more lie within 15 % (docs/scaling.md).
     tests/test_fit.py follows every live tensor of small models: it agrees on `prefill`, finds 18H + 7I in the backward pass of a
     recomputed layer (a fifth more `activations` for 7B), and less than 10H + 6I kept by a layer that is not. Raises ValueError
-    for another stage, OSError where the base's config is not on this machine.
+    for another stage, OSError as `config` does.
     """
     if stage not in NOTEBOOK:
         raise ValueError(f"estimate: stage is {stage!r}, but must be one of {', '.join(NOTEBOOK)}.")
@@ -195,16 +206,18 @@ def check(profile: Profile, stage: str) -> None:
     """Refuse, before a model is loaded, what the device has no room for.
 
     Raises MemoryError that says what is needed, what there is, and the nearest settings that fit. On a CPU all the RAM that is
-    installed counts, since other programs can give way. A base whose config is not on this machine yet is let pass.
+    installed counts, since other programs can give way. A base is let pass whose config is not on this machine yet, or not one
+    that `config` can read.
     """
     (free, total), gpu = device_gb(), profiles._gpu_gb() is not None
     try:
-        need = measured(profile, stage) or estimate(profile, stage, processes=_processes())["peak"]
+        guess = estimate(profile, stage, processes=_processes())["peak"]
     except OSError:
         return
+    need = measured(profile, stage) or guess
     if need > (room := free if gpu else total):
         raise MemoryError(f"{stage.upper()} in profile {profile.name!r} needs about {need:.1f} GB, there are {room:.1f} GB"
-                          f"{'' if gpu else ' (on a CPU a rough estimate)'}. {_advice(profile, stage, room)}")
+                          f"{'' if gpu else ' (on a CPU a rough estimate)'}. {_advice(profile, stage, room - need + guess)}")
 
 
 def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
@@ -216,7 +229,10 @@ def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
     found = re.findall(r"(allocate|of which) ([\d.]+) ([GM])iB", str(error))
     said = {word: float(number) * {"G": 2**30, "M": 2**20}[unit] / 1e9 for word, number, unit in found}
     missing = max(0.0, said.get("allocate", 0.0) - said.get("of which", 0.0))
-    peak = estimate(profile, stage, processes=_processes())["peak"]
+    try:
+        peak = estimate(profile, stage, processes=_processes())["peak"]
+    except OSError as error:
+        return f"{stage.upper()} ran out of memory. {error} Lower {stage}_batch to half, raise {stage}_grad_accum in proportion."
     return (f"{stage.upper()} ran out of memory: about {missing:.1f} GB were missing, {peak:.1f} GB were estimated. Restart the "
             f"kernel, which frees what is held. {_advice(profile, stage, 0.95 * peak - missing)}\nWhere much is 'reserved by "
             "PyTorch but unallocated', PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True can be enough.")
@@ -224,15 +240,20 @@ def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
 
 def table(profile: Profile) -> pd.DataFrame:
     """For SFT and GRPO on this machine: estimated, measured and available GB, whether it fits, and the time where there is a
-    figure to go by. Raises what estimate does."""
+    figure to go by."""
     gpu, rows = profiles._gpu_gb() is not None, {}
     free, mark = device_gb()[0], " (rough on a CPU)" * (not gpu)
     for stage in NOTEBOOK:
-        guess, known = estimate(profile, stage, processes=_processes())["peak"], measured(profile, stage)
-        rows[stage.upper()] = {"estimated GB": f"{guess:.1f}{mark}", "measured GB": f"{known:.1f}" if known else "not measured",
-                               "available GB": f"{free:.1f}", "fits": "yes" if (known or guess) <= free else "no",
-                               "time": profile.expected(NOTEBOOK[stage])}
-        if gpu and stage == "grpo" and NOTEBOOK[stage] not in profile.minutes and not profile.grpo_vllm:
+        try:
+            guess = estimate(profile, stage, processes=_processes())["peak"]
+        except OSError:
+            guess = None
+        need = (known := measured(profile, stage)) or guess
+        fits = "not known" if need is None else "yes" if need <= free else "no"
+        rows[stage.upper()] = {"estimated GB": f"{guess:.1f}{mark}" if guess else "not known",
+                               "measured GB": f"{known:.1f}" if known else "not measured", "available GB": f"{free:.1f}",
+                               "fits": fits, "time": profile.expected(NOTEBOOK[stage])}  # fmt: skip
+        if gpu and guess and stage == "grpo" and NOTEBOOK[stage] not in profile.minutes and not profile.grpo_vllm:
             seconds = rollout_seconds(profile, new_card="bfloat16" in str(models.dtype_for_device()))
             rows[stage.upper()]["time"] = f"not measured; roll-outs by a rule of thumb {seconds:.0f} s a step"
     return pd.DataFrame(rows).T

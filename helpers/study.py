@@ -133,9 +133,7 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
 
     arm, profile, work = ARMS[name], profile or profiles.get("tiny"), out.with_name(f".{out.name}.work")
     set_seed(seed)  # LoRA draws its first weights before a trainer sets the seed
-    for half in work.glob("checkpoint-*/"):
-        if not course.read(half / "trainer_state.json"):  # what a trainer writes last
-            shutil.rmtree(half)
+    course.drop_half(work)
     dtype = models.dtype_for_device()
     cases, common = cases_of("train", seed), {
         "output_dir": str(work), "report_to": "none", "disable_tqdm": True, "seed": seed,

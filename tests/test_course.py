@@ -484,6 +484,27 @@ def test_without_results_the_table_says_what_to_run(places: Path) -> None:
 # ------------------------------------------------------------------------------------- setup and progress
 
 
+@pytest.mark.parametrize("file", ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
+@pytest.mark.parametrize("left", [0, 0.5, 1])
+def test_a_checkpoint_that_was_cut_off_is_left_out_and_named(places: Path, capsys, file: str, left: float) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    for step in (10, 20):
+        folder = places / "work" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name in ("optimizer.pt", "rng_state.pth"):
+            torch.save({"state": torch.randn(100)}, folder / name)
+        save_file({"weights": torch.randn(100)}, folder / "adapter_model.safetensors")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    damaged = folder / file
+    damaged.write_bytes(damaged.read_bytes()[: int(left * damaged.stat().st_size)])
+    course.drop_half(places / "work")
+    kept = sorted(path.name for path in (places / "work").iterdir())
+    assert kept == ["checkpoint-10", "checkpoint-20"][: 2 if left == 1 else 1]
+    assert ("checkpoint-20 was cut off" in capsys.readouterr().out) == (left < 1)
+
+
 def test_setup_switches_off_what_calls_home_and_says_where_things_are(places: Path) -> None:
     code = ("import os, sys\nfrom helpers import course\nprofile, run = course.setup()\n"
             "assert run.is_dir() and profile.name == 'tiny' and 'torch' not in sys.modules\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,6 +254,48 @@ def test_on_a_cpu_all_installed_ram_counts(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(fit, "device_gb", lambda: (0.5, 2.0))
     with pytest.raises(MemoryError, match="on a CPU a rough estimate"):
         fit.check(tiny, "grpo")
+
+
+def test_where_the_measured_peak_decides_the_remedies_go_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "_gpu_gb", lambda: None)
+    tiny = profiles.get("tiny")
+    known, guess = fit.measured(tiny, "grpo"), fit.estimate(tiny, "grpo")["peak"]
+    assert known and known > guess  # the case at hand: the estimate fits, what was measured does not
+    monkeypatch.setattr(fit, "device_gb", lambda: (known - 0.05, known - 0.05))
+    with pytest.raises(MemoryError) as refusal:
+        fit.check(tiny, "grpo")
+    assert "gradient_checkpointing = True: " in str(refusal.value) and "\n  - : " not in str(refusal.value)
+
+
+LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+         "num_key_value_heads": 8, "vocab_size": 128256}  # fmt: skip
+
+
+def test_the_text_part_of_a_model_for_pictures_is_estimated(tmp_path: Path, card: Any) -> None:
+    card(60.0, 80.0)
+    p, peaks = profiles.get("gpu24"), []
+    for found in (LLAMA, {"model_type": "gemma3", "text_config": LLAMA}):
+        (tmp_path / "config.json").write_text(json.dumps(found))
+        peaks.append(fit.estimate(replace(p, base=str(tmp_path)), "sft"))
+    assert peaks[0] == peaks[1]
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("{", "is damaged"), ("{}", "no hidden_size"),
+    (json.dumps({"model_type": "gpt2", "n_embd": 768}), "no hidden_size"),
+    (json.dumps(LLAMA | {"hidden_size": "4096"}), "no hidden_size"),
+    (json.dumps(LLAMA | {"num_experts": 128}), "mixture of experts"),
+])  # fmt: skip
+def test_what_cannot_be_estimated_is_said_and_never_refused(tmp_path: Path, card: Any, text: str, why: str) -> None:
+    card(1.0, 24.0)
+    (tmp_path / "config.json").write_text(text)
+    p = replace(profiles.get("gpu24"), base=str(tmp_path))
+    with pytest.raises(OSError, match=why):
+        fit.estimate(p, "sft")
+    fit.check(p, "sft")
+    there = fit.table(p)
+    assert set(there["fits"]) == {"not known"} and set(there["estimated GB"]) == {"not known"}
+    assert "ran out of memory" in (said := fit.oom_advice(RuntimeError("out of memory"), p, "sft")) and "sft_batch" in said
 
 
 def test_free_memory_is_shared_out_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,26 @@ def test_grpo_killed_between_roll_outs_ends_with_the_same_weights(sft: Path, grp
     assert_same_training(small.run_folder(grpo) / "grpo", run / "grpo")
 
 
+@pytest.mark.parametrize(("name", "artefact", "last"), [("03_lora_sft", "sft", 14), ("04_qlora_grpo", "grpo", 6)])
+def test_a_training_killed_after_its_last_step_makes_none_more(
+    prepared: Path, sft: Path, name: str, artefact: str, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With a step size that stays, since one more step at the end of a decay moves nothing.
+    monkeypatch.setitem(small.CUTS[name], "profile", {**small.CUTS[name]["profile"], "grpo_schedule": "constant_with_warmup"})
+    cuts = {'lr_scheduler_type="cosine"': 'lr_scheduler_type="constant_with_warmup"'} if artefact == "sft" else {}
+    save = f"    trainer.save_model({artefact}_job.tmp)"
+    start = prepared if artefact == "sft" else sft
+    whole, root = moved(start, f"{artefact}-constant"), moved(start, f"{artefact}-late")
+    for place in (whole, root):
+        small.copy_notebook(place, name, cuts={**cuts, save: f"    hold('end')\n{save}"})
+    small.run_notebook(whole, name)
+    small.kill_notebook(root, name, "end")
+    run = small.run_folder(root)
+    assert [p.name for p in (run / ".work" / artefact).glob("checkpoint-*")] == [f"checkpoint-{last}"]
+    assert f"training begins at step {last}" in small.run_notebook(root, name)
+    assert_same_training(small.run_folder(whole) / artefact, run / artefact)
+
+
 def test_inference_keeps_the_models_that_have_answered(grpo: Path) -> None:
     root, whole = moved(grpo, "answers-killed"), moved(grpo, "answers")
     small.run_notebook(whole, "05_inference")

@@ -38,6 +38,8 @@ course: $(READY)  ## run every notebook on the embedded data, print the table, l
 	@$(PY) -m helpers.course run
 
 launch: $(READY)  ## one notebook on several devices: make launch NB=04_qlora_grpo CONFIG=configs/ddp.yaml
+	@test -f "$(CONFIG)" || { echo "CONFIG=$(CONFIG): no such file. Take one of: $(wildcard configs/*.yaml)"; exit 2; }
+	@test -f "notebooks/$(NB).ipynb" || { echo "NB=$(NB): no such notebook. Take 03_lora_sft or 04_qlora_grpo"; exit 2; }
 	@$(PY) -m accelerate.commands.launch --config_file $(CONFIG) -m helpers.course script $(NB)
 
 test: lint  ## linters, unit tests, then every notebook from nothing, with no socket to the outside

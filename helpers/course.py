@@ -190,7 +190,8 @@ def save_figure(fig: Figure, name: str) -> Figure:
 def read(path: Path) -> dict[str, Any]:
     """A JSON file, {} where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
 
@@ -356,7 +357,11 @@ def artefact(name: str, settings: dict[str, Any] | None = None) -> Artefact:
         job.inputs = _inputs(name, settings)
         mark, now = run / ".work" / f"{name}.key", digest(job.inputs)
         drop_half(job.work)
-        goes_on = mark.is_file() and mark.read_text() == now and job.work.is_dir() and any(job.work.iterdir()) and not anew
+        goes_on = mark.is_file() and mark.read_text() == now and job.work.is_dir() and not anew
+        held = any(path.name != "README.md" for path in job.work.glob("*"))  # a trainer's card is no state
+        goes_on = goes_on and held
+        if held and not goes_on:
+            say(f"{name}: what an interrupted run with other settings or inputs had done so far does not count here")
         for left in (job.tmp, *(() if goes_on else (job.work,))):
             shutil.rmtree(left, ignore_errors=True)
         job.tmp.mkdir(parents=True)
@@ -468,11 +473,13 @@ def TrainerProgress(label: str) -> TrainerCallback:
 
 def drop_half(work: Path) -> None:
     """Remove the checkpoints in a folder that a kill or a power cut left half written, and say so: those without their state,
-    which a trainer writes last, or with an archive that is cut off."""
+    which a trainer writes last, or with a part that is missing or cut off."""
     from safetensors import SafetensorError, safe_open
 
     for checkpoint in sorted(work.glob("checkpoint-*/")):
+        needed = (("optimizer*", "global_step*"), ("scheduler.pt", "global_step*"), ("*model*", "global_step*"))  # or DeepSpeed's
         whole = "global_step" in read(checkpoint / "trainer_state.json")
+        whole = whole and all(any(any(checkpoint.glob(name)) for name in names) for names in needed)
         try:
             whole = whole and all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
             for path in checkpoint.glob("*.safetensors"):
@@ -480,7 +487,7 @@ def drop_half(work: Path) -> None:
         except SafetensorError:
             whole = False
         if not whole:
-            say(f"{checkpoint.name} was cut off while it was written, and is left out")
+            say(f"{checkpoint.name} is not whole, and is left out")
             shutil.rmtree(checkpoint)
 
 

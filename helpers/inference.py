@@ -29,21 +29,25 @@ def predict(
     """Answers of a model for cases (columns subject_id, hadm_id, note), one row per case and sample, in the order of cases.
 
     Greedy at temperature 0, else `samples` draws per case, the same for the same `seed` whatever ran before. A model's own
-    repetition penalty, which many come with, is set aside. `predicted` is the normalised code, null where the answer is unusable:
-    no code, or one that is neither in ICD-10-CM nor in `dictionary` (MIMIC's own). valid_codes: decode under a trie of these,
-    from `<diagnosis>` on. Cases are sorted by length, so that a batch wastes little padding; `progress` wraps the list of batch
-    starts (course.progress). keep: a folder for finished batches; the same call with the same folder goes on after them.
-    Research use only: no answer is a diagnosis. Raises ValueError for bad sizes, and for prompts that the model's context or
-    embeddings do not hold, MemoryError that says what to lower.
+    habits of generation (a repetition penalty, banned words), which many come with, are set aside. `predicted` is the
+    normalised code, null where the answer is unusable: no code, or one that is neither in ICD-10-CM nor in `dictionary`
+    (MIMIC's own). valid_codes: decode under a trie of these, from `<diagnosis>` on. Cases are sorted by length, so that a
+    batch wastes little padding; `progress` wraps the list of batch starts (course.progress). keep: a folder for finished
+    batches; the same call with the same folder goes on after them. Research use only: no answer is a diagnosis. Raises
+    ValueError for bad sizes, and for prompts that the model's context or embeddings do not hold, MemoryError that says what
+    to lower.
     """
     import torch
-    from transformers import LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList
 
     from helpers.models import truncate_note
 
     if batch_size < 1 or samples < 1 or (samples > 1 and temperature <= 0):
         raise ValueError("predict: batch_size and samples must be >= 1, and several samples need a temperature above 0.")
-    was_training, side = model.training, tokenizer.padding_side
+    was_training, side, habits = model.training, tokenizer.padding_side, getattr(model, "generation_config", None)
+    if habits is not None:  # what a model comes with beside the tokens that end and fill: penalties, banned words, assistants
+        ends = {name: getattr(habits, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ends)
     model.eval()
     tokenizer.padding_side = "left"
     known = {code for code in map(icd.normalise, dictionary or ()) if code}
@@ -95,6 +99,8 @@ def predict(
                           "What was answered before is kept where `keep` names a folder.") from error
     finally:
         tokenizer.padding_side = side
+        if habits is not None:
+            model.generation_config = habits
         model.train(was_training)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -8,12 +8,16 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers import course
+
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
+EXPORTED = ["*.safetensors", "*config.json", "*.index.json", "course_export.json", "tokenizer*", "*_map.json", "vocab.json",
+            "merges.txt", "*.jinja", "README.md"]  # fmt: skip
 THINK = "<think>\n"
 _THINK_TEMPLATE = "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}"
 
@@ -194,22 +198,33 @@ def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = Fa
     if four_bit:
         unpack_once(model)
     if adapter is not None:
-        from peft import PeftModel
-
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", "Found missing adapter keys")
-                model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
-        except (UserWarning, RuntimeError, SafetensorError) as error:
-            if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
-                raise
-            raise ValueError(f"{adapter} does not fit {source}, or is damaged: {str(error)[:300]}") from error
-        tokenizer = _tokenizer_of(adapter, tokenizer)
+        model, tokenizer = _adapted(model, adapter, trainable=trainable), _tokenizer_of(adapter, tokenizer)
     if trainable:
         float32_adapters(model)
     else:
         model.eval()
     return model, tokenizer
+
+
+def _adapted(model: Any, adapter: str, *, trainable: bool = False) -> PeftModel:
+    """The model with an adapter on top. PEFT only warns where weights are missing, and takes random ones."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+    except (UserWarning, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+            raise
+        raise ValueError(f"{adapter} does not fit the base, or is damaged: {str(error)[:300]}") from error
+
+
+def files(*folders: str | Path | None) -> dict[str, list[int]]:
+    """Size and time of the weights and configs in local folders, by path: whether a model is still the one it was."""
+    found = [path for folder in folders if folder for kind in ("*.safetensors", "*.json") for path in Path(folder).glob(kind)]
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)}
 
 
 def _tokenizer_of(adapter: str | Path, fallback: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -235,13 +250,12 @@ def merge(profile: Any, adapter: str | Path, out_dir: str | Path, *, four_bit: b
 
     An adapter trained on an NF4 base is merged into that base *dequantised*: merging into 4-bit weights rounds them again.
     """
-    from peft import PeftModel
-
     (Path(out_dir) / "course_export.json").unlink(missing_ok=True)  # `push` waits for the card of the new one
+    resolve(profile if isinstance(profile, str) else profile.base, adapter)
     base, tokenizer = load(profile, four_bit=four_bit)
     if four_bit:
         base = base.dequantize()  # before the adapter goes on: its layers are built for the kind of weight they find
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged = _adapted(base, str(adapter)).merge_and_unload()
     tokenizer = _tokenizer_of(adapter, tokenizer)
     merged.save_pretrained(str(out_dir), safe_serialization=True)
     tokenizer.save_pretrained(str(out_dir))
@@ -252,16 +266,19 @@ def write_card(folder: str | Path, profile: Any, metrics: dict[str, Any], *, mod
     """Model card (README.md) of an exported model, filled in from the run: what it is, data, metrics with intervals, limits.
 
     metrics: metrics.json; model: its key there; data: one line on the training data; credentialed: whether it was MIMIC-IV, which
-    `push` asks for. Raises KeyError where metrics.json does not hold the model.
+    `push` asks for; a folder or a base that is marked so stays so. Raises KeyError where metrics.json does not hold the model.
     """
     from jinja2 import Environment, StrictUndefined
 
     template = (Path(__file__).parent / "model_card.md.j2").read_text(encoding="utf-8")
-    card = Path(folder) / "README.md"
+    card, mark = Path(folder) / "README.md", "course_export.json"
+    before = [path for path in (Path(folder) / mark, Path(base_path(profile.base)) / mark) if path.is_file()]
+    credentialed = credentialed or any(course.read(path).get("credentialed") is not False for path in before)
+    base = Path(profile.base).name if Path(profile.base).is_dir() else profile.base  # no path of this machine
     values = {"profile": profile, "scores": metrics["models"][model], "metrics": metrics, "model": model, "data": data}
     page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    card.write_text(page.render(**values, credentialed=credentialed, base=base_path(profile.base)), encoding="utf-8")
-    (Path(folder) / "course_export.json").write_text(json.dumps({"model": model, "data": data, "credentialed": credentialed}))
+    card.write_text(page.render(**values, credentialed=credentialed, base=base), encoding="utf-8")
+    (Path(folder) / mark).write_text(json.dumps({"model": model, "data": data, "credentialed": credentialed}))
     return card
 
 
@@ -269,19 +286,20 @@ def push(folder: str | Path, repository: str, *, private: bool = True, allowed_t
     """Upload an exported model to the Hugging Face hub: a deliberate act, which no notebook does by itself. Returns its address.
 
     Raises PermissionError for a model trained on credentialed data unless `allowed_to_share` says that you have cleared it
-    with the data use agreement, and ValueError for a folder that was not exported with its card.
+    with the data use agreement, and ValueError for a folder that was not exported with its card. Nothing goes along but
+    EXPORTED.
     """
     export = Path(folder) / "course_export.json"
     if not export.is_file() or not (Path(folder) / "README.md").is_file():
         raise ValueError(f"{folder} holds no export with a model card. Make one at the end of 06_hierarchical_f1_analysis.")
-    if json.loads(export.read_text())["credentialed"] and not allowed_to_share:
+    if course.read(export).get("credentialed") is not False and not allowed_to_share:
         raise PermissionError(f"{folder} was trained on credentialed data, and weights can repeat what they were trained on. The "
                               "data use agreement forbids sharing it. If you have a permission, say allowed_to_share=True.")
     from huggingface_hub import HfApi
 
     api = HfApi()
     api.create_repo(repository, private=private, exist_ok=True)
-    return str(api.upload_folder(folder_path=str(folder), repo_id=repository))
+    return str(api.upload_folder(folder_path=str(folder), repo_id=repository, allow_patterns=EXPORTED))
 
 
 def tiny_manifest() -> dict[str, Any]:

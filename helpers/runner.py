@@ -150,7 +150,6 @@ def execute(notebook: str, display: _Display) -> None:
         longest = max(seconds, course.read(_stamp(notebook)).get("seconds", 0))
         course.write(_stamp(notebook), {"inputs": inputs, "seconds": round(longest, 1)})
         return display.finish(notebook, f"done in {seconds:.0f} s", seconds, display.expected[notebook])
-    course.write(failed, nbformat.writes(nb))
     display.bar.close()
     cell = nb.cells[at["cell"]]
     errors = [out for out in cell.get("outputs", []) if out.output_type == "error"]
@@ -160,8 +159,13 @@ def execute(notebook: str, display: _Display) -> None:
         ended = (f"{type(problem[0]).__name__}: the kernel ended by itself, most often because memory ran out. Close "
                  "other programmes, or choose a smaller profile (ICD_PROFILE).")
         print(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors[0].traceback)) if errors else ended, "\n")
-    print(f"What ran is kept in {course.show(failed)}. Nothing that was finished is lost: the same command goes on "
-          "from here and, where training was under way, from its last checkpoint.", flush=True)
+    try:
+        course.write(failed, nbformat.writes(nb))
+        print(f"What ran is kept in {course.show(failed)}.", end=" ")
+    except OSError as error:  # a full disk, say: it must not hide the rest
+        print(f"What ran could not be kept ({error}).", end=" ")
+    print("Nothing that was finished is lost: the same command goes on from here and, where training was under way, from its "
+          "last checkpoint.", flush=True)
     raise SystemExit(130 if interrupted else 1)
 
 

@@ -76,11 +76,14 @@ def folder() -> Path:
 
 def hospitals() -> tuple[Path, Path]:
     """Data folders of the course's hospital and of the study's test hospital, made if missing."""
+    from filelock import FileLock
+
     made = []
     for name, admissions, seed in (("train", profiles.get("tiny").admissions, 0), ("test", TEST_ADMISSIONS, TEST_SEED)):
         path = folder() / f"hospital-{name}"
-        if not path.is_dir():
-            synthetic.write_hospital(path, admissions=admissions, seed=seed)
+        with FileLock(folder() / f"hospital-{name}.lock"):
+            if not path.is_dir():
+                synthetic.write_hospital(path, admissions=admissions, seed=seed)
         made.append(path)
     return made[0], made[1]
 
@@ -239,8 +242,9 @@ def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
                        "usable": round(said["predicted"].notna().mean(), 4)}  # fmt: skip
                 log.to_csv(results / f"log-{name}-{seed}.csv", index=False)
                 with FileLock(folder() / "table.lock"):
-                    course.write(made, (made.read_text() if made.exists() else ",".join(row) + "\n")
-                                 + ",".join(map(str, row.values())) + "\n")  # fmt: skip
+                    lines = made.read_text().splitlines() if made.exists() else [",".join(row)]
+                    lines = [line for line in lines if not line.startswith(f"{name},{seed},")]  # of a run killed just here
+                    course.write(made, "\n".join([*lines, ",".join(map(str, row.values()))]) + "\n")
                     # Last, because a column counts as done.
                     course.write(table, done().assign(**{column: said["predicted"].fillna("NIL").to_numpy()}).to_csv(index=False))
         except Timeout:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,9 @@ def test_a_damaged_artefact_is_made_anew(places: Path, harm: str) -> None:
 def test_checkpoints_survive_an_interruption_and_not_a_change(places: Path, capsys) -> None:
     work = course.artefact("base", {"lr": 1}).work
     course.write(work / "checkpoint-5" / "trainer_state.json", {"global_step": 5})
+    course.write(work / "checkpoint-5" / "adapter_model.bin", "weights")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        zipfile.ZipFile(work / "checkpoint-5" / name, "w").close()
     course.write(work / "checkpoint-10" / "trainer_state.json", '{"global_st')  # killed while it was written
     (work / "checkpoint-15").mkdir()
     again = course.artefact("base", {"lr": 1})
@@ -169,6 +173,7 @@ def test_checkpoints_survive_an_interruption_and_not_a_change(places: Path, caps
     assert "going on from the last checkpoint" in capsys.readouterr().out
     other = course.artefact("base", {"lr": 2})
     assert other.work.is_dir() and not any(other.work.iterdir())
+    assert "with other settings or inputs had done so far does not count" in capsys.readouterr().out
     other.commit()
     assert not other.work.exists() and not other.tmp.exists()
 
@@ -484,8 +489,9 @@ def test_without_results_the_table_says_what_to_run(places: Path) -> None:
 # ------------------------------------------------------------------------------------- setup and progress
 
 
-@pytest.mark.parametrize("file", ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
-@pytest.mark.parametrize("left", [0, 0.5, 1])
+@pytest.mark.parametrize(
+    "file", ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("left", [None, 0, 0.5, 1])
 def test_a_checkpoint_that_was_cut_off_is_left_out_and_named(places: Path, capsys, file: str, left: float) -> None:
     import torch
     from safetensors.torch import save_file
@@ -496,13 +502,16 @@ def test_a_checkpoint_that_was_cut_off_is_left_out_and_named(places: Path, capsy
         for name in ("optimizer.pt", "rng_state.pth"):
             torch.save({"state": torch.randn(100)}, folder / name)
         save_file({"weights": torch.randn(100)}, folder / "adapter_model.safetensors")
+        torch.save({}, folder / "scheduler.pt")
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     damaged = folder / file
-    damaged.write_bytes(damaged.read_bytes()[: int(left * damaged.stat().st_size)])
+    damaged.write_bytes(damaged.read_bytes()[: int((left or 0) * damaged.stat().st_size)])
+    if left is None and file != "rng_state.pth":  # which costs an exact end, and no more
+        damaged.unlink()
     course.drop_half(places / "work")
     kept = sorted(path.name for path in (places / "work").iterdir())
     assert kept == ["checkpoint-10", "checkpoint-20"][: 2 if left == 1 else 1]
-    assert ("checkpoint-20 was cut off" in capsys.readouterr().out) == (left < 1)
+    assert ("checkpoint-20 is not whole" in capsys.readouterr().out) == (left != 1)
 
 
 def test_setup_switches_off_what_calls_home_and_says_where_things_are(places: Path) -> None:

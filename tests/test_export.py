@@ -52,11 +52,50 @@ def test_credentialed_models_are_not_pushed_by_accident(tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "course_export.json").read_text())["credentialed"] is True
 
 
+def test_what_was_credentialed_stays_so_and_nothing_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fnmatch
+    from dataclasses import replace
+
+    import huggingface_hub
+
+    done = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **options: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **options: done.append(options) or "address")
+    base, child = tmp_path / "base", tmp_path / "child"
+    for folder in (base, child):
+        folder.mkdir()
+    card(base, credentialed=True)
+    card(base, credentialed=False)  # a second card over the first
+    built_on = replace(profiles.get("tiny"), base=str(base))
+    text = models.write_card(child, built_on, METRICS, model="grpo", data="more notes", credentialed=False).read_text()
+    assert str(tmp_path) not in text, "a path of this machine"
+    for folder in (base, child):
+        with pytest.raises(PermissionError):
+            models.push(folder, "me/mine")
+    for broken in ('{"credentialed": null}', "{}", "[]", "", '{"credentialed": 0}'):
+        (child / "course_export.json").write_text(broken)
+        with pytest.raises(PermissionError):
+            models.push(child, "me/mine")
+    assert not done
+    free = tmp_path / "free"
+    free.mkdir()
+    card(free)
+    models.push(free, "me/mine")
+    allowed = done[0]["allow_patterns"]
+    sent = {name for name in ("model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+                              "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+                              "chat_template.jinja", "README.md",
+                              "notes.csv", "case.html", "sub/train.parquet", "predictions.json")
+            if any(fnmatch.fnmatch(name, pattern) for pattern in allowed)}  # fmt: skip
+    assert len(sent) == 9 and not sent & {"notes.csv", "case.html", "sub/train.parquet", "predictions.json"}
+
+
 def test_an_export_that_broke_off_is_not_pushed_with_the_card_of_the_one_before(tmp_path: Path, monkeypatch) -> None:
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     card(tmp_path)
+    monkeypatch.setattr(models, "resolve", lambda *_: None)
     monkeypatch.setattr(models, "load", killed)
     with pytest.raises(KeyboardInterrupt):
         models.merge("tiny", "adapter", tmp_path)

@@ -221,6 +221,23 @@ def test_what_context_or_embeddings_do_not_hold_is_told(loaded, cases: pd.DataFr
         inference.predict(small, tokenizer, cases.head(2), max_new_tokens=2)
 
 
+def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(loaded, cases: pd.DataFrame) -> None:
+    from transformers import GenerationConfig
+
+    model, tokenizer = loaded
+    want = inference.predict(model, tokenizer, cases.head(3), max_new_tokens=12)["completion"].tolist()
+    plain = model.generation_config
+    first = tokenizer(want[0], add_special_tokens=False)["input_ids"][0]
+    model.generation_config = odd = GenerationConfig(
+        suppress_tokens=[first], bad_words_ids=[[first]], encoder_repetition_penalty=3.0, return_dict_in_generate=True,
+        prompt_lookup_num_tokens=3, num_beams=2, eos_token_id=plain.eos_token_id, pad_token_id=plain.pad_token_id)
+    try:
+        assert inference.predict(model, tokenizer, cases.head(3), max_new_tokens=12)["completion"].tolist() == want
+        assert model.generation_config is odd
+    finally:
+        model.generation_config = plain
+
+
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"samples": 0}, {"samples": 3}])
 def test_bad_sizes_are_refused(loaded, cases: pd.DataFrame, wrong: dict) -> None:
     with pytest.raises(ValueError, match="must be >= 1"):

@@ -297,6 +297,9 @@ def test_a_damaged_model_is_refused_and_never_filled_with_random_weights(
     with pytest.raises((ValueError, FileNotFoundError), match=text) as told:
         models.load(str(tmp_path / what))
     assert str(tmp_path / what) in str(told.value)
+    if what == "adapter" and "base" not in how and "config" not in how:
+        with pytest.raises((ValueError, FileNotFoundError), match=text):
+            models.merge(str(tmp_path / "whole"), tmp_path / what, tmp_path / "out")
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])

@@ -112,6 +112,10 @@ def per_device(batch: int, accumulate: int) -> tuple[int, int]:
     if rest:
         raise ValueError(f"{batch * accumulate} rows per step cannot be shared among {processes} processes: "
                          f"launch on a divisor of {batch * accumulate}, or change the batch.")
+    if processes > 1:  # a process of a CPU calls its device "cpu:0", where a checkpoint's states are to be loaded to
+        from torch.serialization import register_package
+
+        register_package(15, lambda obj: None, lambda obj, place: obj if place.startswith("cpu:") else None)
     batch = max(b for b in range(1, batch + 1) if each % b == 0)
     return batch, each // batch
 

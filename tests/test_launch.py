@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import small_course as small
 import yaml
@@ -95,12 +97,21 @@ class Hold(Hold):
 def launch(root: Path, name: str, config: str | Path = "configs/ddp.yaml") -> str:
     """`make launch` of a notebook, by the command that the Makefile gives; what it prints."""
     make = ["make", "-n", "--no-print-directory", "-o", ".venv/ready", "launch", f"NB={name}", f"CONFIG={config}"]
-    recipe = subprocess.run(make, cwd=small.ROOT, text=True, capture_output=True, check=True).stdout.split()
-    assert recipe[0] == ".venv/bin/python", recipe
-    done = subprocess.run([sys.executable, *recipe[1:]], env=small.environment(root), cwd=small.ROOT, text=True,
+    recipe = subprocess.run(make, cwd=small.ROOT, text=True, capture_output=True, check=True).stdout
+    command = recipe.splitlines()[-1].split()
+    assert command[0] == ".venv/bin/python", recipe
+    done = subprocess.run([sys.executable, *command[1:]], env=small.environment(root), cwd=small.ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def test_a_launch_that_cannot_be_says_what_is_missing() -> None:
+    for given, text in (({"CONFIG": "configs/none.yaml", "NB": "03_lora_sft"}, "configs/none.yaml: no such file.*ddp.yaml"),
+                        ({"CONFIG": "configs/ddp.yaml", "NB": "3_sft"}, "3_sft: no such notebook.*03_lora_sft")):  # fmt: skip
+        make = ["make", "--no-print-directory", "-o", ".venv/ready", "launch", *(f"{k}={v}" for k, v in given.items())]
+        done = subprocess.run(make, cwd=small.ROOT, text=True, capture_output=True)
+        assert done.returncode == 2 and re.search(text, done.stdout), done.stdout + done.stderr
 
 
 def moved(root: Path, name: str) -> Path:
@@ -159,6 +170,33 @@ def test_sft_on_two_processes_sees_each_trace_once_an_epoch_and_ends_like_one(pr
     one, two = (small.weights(small.run_folder(r) / "sft") for r in (sft, root))
     way = distance(one, {name: np.zeros_like(value) if "lora_B" in name else value for name, value in one.items()})
     assert distance(one, two) < 1e-3 * way
+
+
+@pytest.mark.slow
+def test_a_launch_that_was_killed_goes_on_from_its_checkpoint(prepared: Path) -> None:
+    whole, root = moved(prepared, "launched-whole"), moved(prepared, "launched-killed")
+    for place in (whole, root):
+        small.copy_notebook(place, "03_lora_sft", settings={"steps": 8, "batch": 4, "accumulate": small.ROWS // 4})
+    launch(whole, "03_lora_sft")
+    run = small.run_folder(root)
+    (run / "hold").write_text("7")
+    command = ["accelerate.commands.launch", "--config_file", "configs/ddp.yaml", "-m", "helpers.course", "script", "03_lora_sft"]
+    child = subprocess.Popen([sys.executable, "-m", *command], env=small.environment(root), cwd=small.ROOT,
+                             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (run / "held").exists():
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    workers = psutil.Process(child.pid).children(recursive=True)
+    for process in (*workers, child):
+        process.kill()
+    child.wait()
+    psutil.wait_procs(workers, timeout=30)
+    (run / "hold").unlink()
+    said = launch(root, "03_lora_sft")
+    assert "going on from the last checkpoint" in said and "training begins at step 5" in said
+    one, two = (small.weights(small.run_folder(place) / "sft") for place in (whole, root))
+    assert distance(one, two) == 0.0
 
 
 @pytest.mark.slow

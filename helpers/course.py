@@ -112,10 +112,6 @@ def per_device(batch: int, accumulate: int) -> tuple[int, int]:
     if rest:
         raise ValueError(f"{batch * accumulate} rows per step cannot be shared among {processes} processes: "
                          f"launch on a divisor of {batch * accumulate}, or change the batch.")
-    if processes > 1:  # a process of a CPU calls its device "cpu:0", where a checkpoint's states are to be loaded to
-        from torch.serialization import register_package
-
-        register_package(15, lambda obj: None, lambda obj, place: obj if place.startswith("cpu:") else None)
     batch = max(b for b in range(1, batch + 1) if each % b == 0)
     return batch, each // batch
 
@@ -361,11 +357,10 @@ def artefact(name: str, settings: dict[str, Any] | None = None) -> Artefact:
         job.inputs = _inputs(name, settings)
         mark, now = run / ".work" / f"{name}.key", digest(job.inputs)
         drop_half(job.work)
-        goes_on = mark.is_file() and mark.read_text() == now and job.work.is_dir() and not anew
         held = any(path.name != "README.md" for path in job.work.glob("*"))  # a trainer's card is no state
-        goes_on = goes_on and held
+        goes_on = held and mark.is_file() and mark.read_text() == now and not anew
         if held and not goes_on:
-            say(f"{name}: what an interrupted run with other settings or inputs had done so far does not count here")
+            say(f"{name}: what an interrupted run had done is not used (other settings or inputs, or FRESH)")
         for left in (job.tmp, *(() if goes_on else (job.work,))):
             shutil.rmtree(left, ignore_errors=True)
         job.tmp.mkdir(parents=True)
@@ -450,7 +445,11 @@ def TrainerProgress(label: str) -> TrainerCallback:
     training that goes on from its very last step makes none more, as trainers would.
     """
     import torch
+    from torch.serialization import register_package
     from transformers import TrainerCallback
+
+    # A launched process without a GPU calls its device "cpu:0", a place to load a checkpoint to that torch does not know.
+    register_package(15, lambda obj: None, lambda obj, place: obj if place.startswith("cpu:") else None)
 
     class Steps(TrainerCallback):
         def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
@@ -481,11 +480,11 @@ def drop_half(work: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     for checkpoint in sorted(work.glob("checkpoint-*/")):
-        needed = (("optimizer*", "global_step*"), ("scheduler.pt", "global_step*"), ("*model*", "global_step*"))  # or DeepSpeed's
-        whole = "global_step" in read(checkpoint / "trainer_state.json")
-        whole = whole and all(any(any(checkpoint.glob(name)) for name in names) for names in needed)
+        parts = all(any(checkpoint.glob(name)) for name in ("*model*", "optimizer*", "scheduler.pt"))
+        archives = all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
+        whole = "global_step" in read(checkpoint / "trainer_state.json") and archives
+        whole = whole and (parts or any(checkpoint.glob("global_step*")))  # the latter is DeepSpeed's
         try:
-            whole = whole and all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
             for path in checkpoint.glob("*.safetensors"):
                 safe_open(path, framework="np")
         except SafetensorError:

@@ -45,11 +45,6 @@ def predict(
     if batch_size < 1 or samples < 1 or (samples > 1 and temperature <= 0):
         raise ValueError("predict: batch_size and samples must be >= 1, and several samples need a temperature above 0.")
     was_training, side, habits = model.training, tokenizer.padding_side, getattr(model, "generation_config", None)
-    if habits is not None:  # what a model comes with beside the tokens that end and fill: penalties, banned words, assistants
-        ends = {name: getattr(habits, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model.generation_config = GenerationConfig(**ends)
-    model.eval()
-    tokenizer.padding_side = "left"
     known = {code for code in map(icd.normalise, dictionary or ()) if code}
     texts = []
     for note in cases["note"]:
@@ -57,9 +52,14 @@ def predict(
         texts.append(prompts.chat(tokenizer, to_messages(short)))
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)  # longest first: memory trouble shows at once
     rows: list[dict[str, Any] | None] = [None] * (len(texts) * samples)
-    sampling: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    sampling: dict[str, Any] = {"do_sample": temperature > 0}
     sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     processors = LogitsProcessorList([code_trie(tokenizer, valid_codes, 0)] if valid_codes is not None else [])
+    if habits is not None:  # what a model comes with beside the tokens that end and fill: penalties, banned words, assistants
+        ends = {name: getattr(habits, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ends)
+    model.eval()
+    tokenizer.padding_side = "left"
     try:
         for start in progress(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]

@@ -7,6 +7,7 @@ ICD_PROFILE, ICD_DATA_DIR, ICD_RUNS_DIR choose; FRESH=1 (or FRESH=sft,grpo) make
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import io
 import itertools
@@ -437,6 +438,14 @@ def progress(items: Iterable[Any] | int, label: str) -> tqdm:
     return tqdm(**what, desc=label, disable=not is_main())
 
 
+@functools.cache  # torch takes it once
+def _know_cpu_by_number() -> None:
+    """Let torch load a checkpoint to "cpu:0", which is what a launched process without a GPU calls its device."""
+    from torch.serialization import register_package
+
+    register_package(15, lambda obj: None, lambda obj, place: obj if place.startswith("cpu:") else None)
+
+
 def TrainerProgress(label: str) -> TrainerCallback:
     """A callback for a Hugging Face trainer that shows its steps as `progress` does.
 
@@ -445,11 +454,10 @@ def TrainerProgress(label: str) -> TrainerCallback:
     training that goes on from its very last step makes none more, as trainers would.
     """
     import torch
-    from torch.serialization import register_package
     from transformers import TrainerCallback
 
-    # A launched process without a GPU calls its device "cpu:0", a place to load a checkpoint to that torch does not know.
-    register_package(15, lambda obj: None, lambda obj, place: obj if place.startswith("cpu:") else None)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _know_cpu_by_number()
 
     class Steps(TrainerCallback):
         def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
@@ -480,10 +488,9 @@ def drop_half(work: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     for checkpoint in sorted(work.glob("checkpoint-*/")):
-        parts = all(any(checkpoint.glob(name)) for name in ("*model*", "optimizer*", "scheduler.pt"))
         archives = all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
-        whole = "global_step" in read(checkpoint / "trainer_state.json") and archives
-        whole = whole and (parts or any(checkpoint.glob("global_step*")))  # the latter is DeepSpeed's
+        parts = ["*model*", "optimizer*", "scheduler.pt"] if not any(checkpoint.glob("global_step*")) else []  # else DeepSpeed's
+        whole = archives and "global_step" in read(checkpoint / "trainer_state.json") and all(any(checkpoint.glob(p)) for p in parts)
         try:
             for path in checkpoint.glob("*.safetensors"):
                 safe_open(path, framework="np")

@@ -556,6 +556,18 @@ def test_trainer_progress_counts_the_steps_of_a_trainer(places: Path, monkeypatc
     assert json.loads((places / "log").read_text().splitlines()[-1]) == {"label": "SFT", "n": 30, "total": 30}
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_second_training_in_a_process_can_load_a_checkpoint_too(places: Path, monkeypatch, processes: str) -> None:
+    import torch
+
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    for label in ("sft", "grpo", "sft"):
+        course.TrainerProgress(label)
+    torch.save({"state": torch.ones(2)}, places / "optimizer.pt")
+    if processes == "2":  # there a CPU is called so
+        assert torch.load(places / "optimizer.pt", map_location=torch.device("cpu:0"))["state"].sum() == 2
+
+
 def test_the_setup_cell_installs_with_the_torch_that_is_there(places: Path, monkeypatch) -> None:
     from types import SimpleNamespace
 

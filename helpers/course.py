@@ -488,9 +488,9 @@ def drop_half(work: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     for checkpoint in sorted(work.glob("checkpoint-*/")):
-        archives = all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
+        whole = all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
         parts = ["*model*", "optimizer*", "scheduler.pt"] if not any(checkpoint.glob("global_step*")) else []  # else DeepSpeed's
-        whole = archives and "global_step" in read(checkpoint / "trainer_state.json") and all(any(checkpoint.glob(p)) for p in parts)
+        whole &= "global_step" in read(checkpoint / "trainer_state.json") and all(any(checkpoint.glob(part)) for part in parts)
         try:
             for path in checkpoint.glob("*.safetensors"):
                 safe_open(path, framework="np")

@@ -46,7 +46,7 @@ class Arm:
     taught: str = "traces"  # SFT on: traces (of half the cases), codes (of all), own (traces and the start's own right answers)
     habit: float = traces.HABIT
     core: bool = True
-    longer: float = 1.0  # times the profile's SFT steps
+    longer: float = 1.0  # times the profile's steps
 
 
 # Supervised arms see each of their rows as often as SFT sees its traces (about 2.4 times): twice the rows, twice the steps.
@@ -61,6 +61,8 @@ ARMS = {
     "grpo-no-habit": Arm("GRPO after the teacher without its habit", "sft-no-habit", ("format_reward", "hierarchical_reward"),
                          (0.1, 1.0), core=False),
     "sft-longer": Arm("SFT with twice the steps", longer=2.0, core=False),
+    "grpo-longer": Arm("GRPO with four times the steps", "sft", ("format_reward", "hierarchical_reward"), (0.1, 1.0), core=False,
+                       longer=4.0),
     "grpo-prefix": Arm("GRPO that pays the common prefix", "sft", ("format_reward", "prefix_reward"), (0.1, 1.0), core=False),
     "grpo-released": Arm("GRPO with the released reward", "sft", ("deepicd_reward",), (1 / 60,), core=False),
     "grpo-grounded": Arm("GRPO, hierarchical and grounding rewards", "sft",
@@ -153,7 +155,7 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
             return float(np.mean(rewards.total([*said["completion"]], [*watched["code"]], note=[*watched["note"]])))
 
         config = GRPOConfig(
-            **common, max_steps=profile.grpo_steps, per_device_train_batch_size=profile.grpo_batch,
+            **common, max_steps=round(profile.grpo_steps * arm.longer), per_device_train_batch_size=profile.grpo_batch,
             gradient_accumulation_steps=profile.grpo_grad_accum, num_generations=profile.grpo_num_generations,
             max_completion_length=profile.grpo_max_completion, temperature=profile.grpo_temperature,
             learning_rate=profile.grpo_lr, lr_scheduler_type=profile.grpo_schedule, warmup_steps=profile.grpo_warmup,

@@ -10,8 +10,10 @@ What is no code (None, NaN, a number, a sentence ...) gives None or False, never
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Collection
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 # The second character is a letter only in categories such as QA0; asking for a digit after it keeps words
@@ -22,32 +24,7 @@ _GAP = re.compile(r"\s+(?!(?!XX)[A-Z][0-9A-Z])")
 _LONGEST_INPUT = 32  # a code has 7 characters; anything far beyond is refused before it is looked at
 _X_SUBCATEGORIES = frozenset({"J09X", "M01X"})  # the two headers that really end in a placeholder
 
-_CHAPTERS: tuple[tuple[str, str], ...] = (  # short label (axis), title
-    ("Infectious", "Certain infectious and parasitic diseases"),
-    ("Neoplasms", "Neoplasms"),
-    ("Blood & immune", "Diseases of the blood and blood-forming organs and certain disorders "
-                       "involving the immune mechanism"),
-    ("Endocrine", "Endocrine, nutritional and metabolic diseases"),
-    ("Mental", "Mental, behavioral and neurodevelopmental disorders"),
-    ("Nervous system", "Diseases of the nervous system"),
-    ("Eye", "Diseases of the eye and adnexa"),
-    ("Ear", "Diseases of the ear and mastoid process"),
-    ("Circulatory", "Diseases of the circulatory system"),
-    ("Respiratory", "Diseases of the respiratory system"),
-    ("Digestive", "Diseases of the digestive system"),
-    ("Skin", "Diseases of the skin and subcutaneous tissue"),
-    ("Musculoskeletal", "Diseases of the musculoskeletal system and connective tissue"),
-    ("Genitourinary", "Diseases of the genitourinary system"),
-    ("Pregnancy", "Pregnancy, childbirth and the puerperium"),
-    ("Perinatal", "Certain conditions originating in the perinatal period"),
-    ("Congenital", "Congenital malformations, deformations and chromosomal abnormalities"),
-    ("Symptoms & signs", "Symptoms, signs and abnormal clinical and laboratory findings, "
-                         "not elsewhere classified"),
-    ("Injury", "Injury, poisoning and certain other consequences of external causes"),
-    ("External causes", "External causes of morbidity"),
-    ("Health services", "Factors influencing health status and contact with health services"),
-    ("Special purposes", "Codes for special purposes"),
-)
+_CHAPTERS: list[list[str]] = tomllib.loads(Path(__file__).with_name("chapters.toml").read_text(encoding="utf-8"))["chapters"]
 # Without D and H, which two chapters share: see `chapter`.
 _CHAPTER_OF_LETTER = dict(zip("ABCEFGIJKLMNOPQRSTVWXYZU", (
     1, 1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 19, 20, 20, 20, 20, 21, 22), strict=True))
@@ -135,7 +112,7 @@ def chapter_short(number: int) -> str:
     return _chapter_text(number)[0]
 
 
-def _chapter_text(number: int) -> tuple[str, str]:
+def _chapter_text(number: int) -> list[str]:
     if number not in range(1, len(_CHAPTERS) + 1):
         raise ValueError(f"chapter {number!r} does not exist: ICD-10-CM has chapters 1 to {len(_CHAPTERS)}. "
                          "Take the number from icd.chapter(code).")

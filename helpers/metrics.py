@@ -199,22 +199,25 @@ def compare(gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], *, patients
     difference strays from their mean at least as far as the observed one lies from zero, p = (1 + k) / (1 + B).
     `mcnemar_p` is McNemar's exact test of the accuracies, which takes cases for independent. Raises as `report` does.
     """
-    levels = _levels(gold, a, b)
+    levels, out = _levels(gold, a, b), {}
     units = _units(patients, len(levels["full"].gold))
-    out: Report = {}
     for level, x in levels.items():
-        in_gold = x.counts()[0] > 0
-        f1_a, f1_b = (float(_f1(*x.counts(model))[in_gold].mean()) for model in (0, 1))
+        gain_f1, (d_f1, d_accuracy) = _difference(x, units, n_boot, seed)
         right_a, right_b = (x.gold == predicted for predicted in x.predicted)
-        gain = float(right_b.mean() - right_a.mean())
-        of_a, of_b = _resample(x, in_gold[None], units, n_boot, seed)
-        d_f1, d_accuracy = of_b - of_a
-        ci = _interval(f1_b - f1_a, d_f1, low=-1.0)
-        strays = int((np.abs(d_f1) >= abs(f1_b - f1_a) - 1e-6).sum())
-        out[level] = {"f1_gold": f1_b - f1_a, "ci": ci, "p": None if ci[0] is None else (1 + strays) / (1 + len(d_f1)),
+        gain, ci = float(right_b.mean() - right_a.mean()), _interval(gain_f1, d_f1, low=-1.0)
+        strays = int((np.abs(d_f1) >= abs(gain_f1) - 1e-6).sum())
+        out[level] = {"f1_gold": gain_f1, "ci": ci, "p": None if ci[0] is None else (1 + strays) / (1 + len(d_f1)),
                       "accuracy": gain, "accuracy_ci": _interval(gain, d_accuracy, low=-1.0),
-                      "mcnemar_p": mcnemar(right_a, right_b), "n_classes": int(in_gold.sum())}
+                      "mcnemar_p": mcnemar(right_a, right_b), "n_classes": int((x.counts()[0] > 0).sum())}
     return out
+
+
+def _difference(x: _Level, units: Array, n_boot: int, seed: int) -> tuple[float, Array]:
+    """Macro-F1 of the second model minus the first's; deviations of that and of the difference in accuracy, (2, n_boot)."""
+    in_gold = x.counts()[0] > 0
+    f1_a, f1_b = (float(_f1(*x.counts(model))[in_gold].mean()) for model in (0, 1))
+    of_a, of_b = _resample(x, in_gold[None], units, n_boot, seed)
+    return f1_b - f1_a, of_b - of_a
 
 
 def differences(gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], *, patients: Sequence[Any] | None = None,
@@ -223,14 +226,10 @@ def differences(gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], *, pati
 
     The same `seed` draws the same patients, so that several pairs of models can be averaged resample by resample.
     """
-    levels, out = _levels(gold, a, b), {}
+    levels = _levels(gold, a, b)
     units = _units(patients, len(levels["full"].gold))
-    for level, x in levels.items():
-        in_gold = x.counts()[0] > 0
-        f1_a, f1_b = (float(_f1(*x.counts(model))[in_gold].mean()) for model in (0, 1))
-        of_a, of_b = _resample(x, in_gold[None], units, n_boot, seed)
-        out[level] = f1_b - f1_a, of_b[0] - of_a[0]
-    return out
+    found = {level: _difference(x, units, n_boot, seed) for level, x in levels.items()}
+    return {level: (gain, deviations[0]) for level, (gain, deviations) in found.items()}
 
 
 def mcnemar(right_a: Sequence[bool], right_b: Sequence[bool]) -> float:

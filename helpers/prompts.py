@@ -75,11 +75,12 @@ def read_template(path: str | Path) -> Callable[[str], list[dict[str, str]]]:
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: this is not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8.") from error
-    table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
-    if not (rows := list(table)) or not {"role", "content"} <= set(table.fieldnames):
+        table = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
+        table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
+        rows = list(table)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: this is no CSV in UTF-8 ({error}). Put text in double quotes, quotes in it twice.") from error
+    if not rows or not {"role", "content"} <= set(table.fieldnames):
         found = ", ".join(table.fieldnames) or "nothing"
         raise ValueError(f"{path}: the columns role and content are needed, and a row (found: {found}).")
     for number, row in enumerate(rows, 1):
@@ -110,15 +111,15 @@ def chat(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     from jinja2 import TemplateError
 
     opening = turns[-1]["content"] if turns[-1]["role"] == "assistant" else None
-    turns = turns if opening is None else turns[:-1]
+    turns, written = turns if opening is None else turns[:-1], {"tokenize": False, "add_generation_prompt": True}
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(turns, **written)
     except TemplateError:
         if turns[0]["role"] != "system":
             raise
         system, first, *rest = turns
-        turns = [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        first = first | {"content": f"{system['content']}\n\n{first['content']}"}
+        text = tokenizer.apply_chat_template([first, *rest], **written)
     if opening is None:
         return text
     return re.sub(r"<think>\s*$", "", text) + re.sub(r"<think>\s*$", "<think>\n", opening)

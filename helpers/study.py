@@ -10,6 +10,7 @@ twice, two processes share the work (OMP_NUM_THREADS=1 for each: on 2 cores that
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -190,16 +191,28 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
     shutil.rmtree(work)
 
 
-def adapter(name: str, seed: int) -> Path:
-    """The adapter of an arm and seed, trained if it is not there yet, the one that it starts from first.
+def settings(name: str) -> dict[str, Any]:
+    """All that an arm's adapter depends on beside the seed: its own settings, the profile's, those of the arm it starts from."""
+    own = {key: value for key, value in asdict(ARMS[name]).items() if key not in ("about", "core")}
+    start, profile = ARMS[name].start, profiles.get("tiny").record("grpo" if ARMS[name].rewards else "sft")
+    return json.loads(json.dumps(own | {"start": settings(start) if start else None, "profile": profile}))
 
-    One process trains it; another that needs it meanwhile waits.
+
+def adapter(name: str, seed: int) -> Path:
+    """The adapter of an arm and seed, trained if it is not there yet or was made with other settings, the one that it starts from
+    first. One process trains it; another that needs it meanwhile waits.
     """
     from filelock import FileLock
 
-    out, start = folder() / f"seed-{seed}" / name, ARMS[name].start
+    out, start, now = folder() / f"seed-{seed}" / name, ARMS[name].start, settings(name)
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_name(f"{name}.lock")):
+        work, made_with = out.with_name(f".{name}.work"), out.with_name(f".{name}.json")
+        if course.read(made_with) not in ({}, now):
+            print(f"seed {seed}, {name}: its settings have changed, so it is trained anew", flush=True)
+            for path in (out, work):
+                shutil.rmtree(path, ignore_errors=True)
+        course.write(made_with, now)
         if not out.is_dir():
             train(name, seed, out, adapter(start, seed) if start else None)
     return out
@@ -208,7 +221,8 @@ def adapter(name: str, seed: int) -> Path:
 def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
     """Every arm of every seed that has no column in predictions.csv yet; what another process is at is left to it.
 
-    Raises ValueError for an unknown arm, and where predictions.csv holds answers to other cases.
+    Raises ValueError for an unknown arm, and where predictions.csv holds answers to other cases, or of an arm whose settings have
+    changed since.
     """
     import torch
     from filelock import FileLock, Timeout
@@ -226,6 +240,13 @@ def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
             raise ValueError(f"{table} answers other cases than those of the test hospital: move it away to start anew.")
         return so_far
 
+    then, answered = course.read(results / "design.json").get("settings", {}), {column.split("/")[0] for column in done()}
+    if changed := [name for name in ARMS if name in answered and then.get(name) not in (None, settings(name))]:
+        raise ValueError(f"{table} has answers of {', '.join(changed)}, made with other settings than those of now: move "
+                         f"{results} away to start anew, or give the changed arm a name of its own.")
+    design = {"primary": PRIMARY, "secondary": SECONDARY, "margin": MARGIN, "test_cases": len(cases), "watched": WATCHED}
+    course.write(results / "design.json", {"about": {name: arm.about for name, arm in ARMS.items()}, **design,
+                                           "settings": {name: settings(name) for name in ARMS}})  # fmt: skip
     for name, seed in ((name, seed) for name in arms for seed in seeds):
         try:
             with FileLock(folder() / f"{name}-{seed}.lock", timeout=0):
@@ -251,9 +272,6 @@ def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
                     course.write(table, done().assign(**{column: said["predicted"].fillna("NIL").to_numpy()}).to_csv(index=False))
         except Timeout:
             print(f"seed {seed}, {name}: another process is at it", flush=True)
-    design = {"primary": PRIMARY, "secondary": SECONDARY, "margin": MARGIN, "test_cases": len(cases), "watched": WATCHED,
-              "profile": profile.record("sft") | profile.record("grpo")}  # fmt: skip
-    course.write(results / "design.json", {"arms": {k: asdict(v) for k, v in ARMS.items()}, **design})
 
 
 def read(results: Path = RESULTS) -> pd.DataFrame:

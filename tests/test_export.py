@@ -119,7 +119,7 @@ def test_a_prompt_file_as_a_spreadsheet_saves_it(tmp_path: Path) -> None:
     path.write_bytes(b'\xef\xbb\xbfRole, Content\r\nsystem,"Code it.\r\nOnce."\r\n\r\nuser,{note}\r\n')
     assert [turn["content"] for turn in prompts.read_template(path)("CC: pain")] == ["Code it.\nOnce.", "CC: pain"]
     path.write_bytes("role,content\nuser,Läs {note}\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"prompt\.csv: this is not UTF-8"):
+    with pytest.raises(ValueError, match=r"prompt\.csv: this is no CSV in UTF-8 .*invalid"):
         prompts.read_template(path)
 
 
@@ -144,7 +144,9 @@ def test_a_last_turn_of_the_assistant_is_where_the_answer_goes_on(tmp_path: Path
     ("role,content\nuser,{note} {note}\n", "2 times"), ("role,content\ntool,{note}\n", "'tool'"),
     ("role\nuser\n", "found: role"), ("who\nuser,{note}\n", "found: who"), ("role,content\n", "and a row"),
     ("role,content\nuser,Note: {note}, which code?\n", "turn 1 has not 2"), ("role,content\nsystem\nuser,{note}\n", "turn 1 has"),
-    ("role,content\nassistant,{note}\n", "0 times"),
+    ("role,content\nassistant,{note}\n", "0 times"), ('role,content\nuser,"{note}\n', "no CSV .*end of data"),
+    ('role,content\nuser,"say "I10", {note}"\n', "no CSV .*expected after"),
+    (f'role,content\nuser,"{"x" * 140_000} {{note}}"\n', "no CSV .*larger than field limit"),
 ])  # fmt: skip
 def test_a_prompt_file_that_will_not_do_is_named(tmp_path: Path, text: str, what: str) -> None:
     path = tmp_path / "prompt.csv"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pandas as pd
 import pytest
 import small_course as small
 
-from helpers import metrics, study
+from helpers import metrics, profiles, study
 
 CODES = ["I2101", "I214", "J189", "A419", "E870", "N179"]
 
@@ -137,6 +139,62 @@ def test_answers_to_other_cases_are_not_mixed_in(tmp_path: Path, monkeypatch: py
         study.run([0], ["sft"], tmp_path)
     with pytest.raises(FileNotFoundError, match="make study"):
         study.read(tmp_path / "nowhere")
+
+
+def test_answers_of_arms_that_changed_are_not_mixed_with_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = pd.DataFrame({"subject_id": [1, 2], "hadm_id": [3, 4], "code": ["I10", "J189"]})
+    monkeypatch.setattr(study, "test_cases", lambda: cases)
+    monkeypatch.setattr(study, "folder", lambda: tmp_path / "work")
+    (tmp_path / "work").mkdir()
+    cases.assign(**{"sft/0": "I10", "grpo/0": "I10"}).to_csv(tmp_path / "predictions.csv", index=False)
+    study.run([0], ["sft", "grpo"], tmp_path)  # nothing to do, but what the settings are is written down
+
+    with monkeypatch.context() as patch:  # another text is no other setting, and a further arm is welcome
+        patch.setitem(study.ARMS, "sft", dataclasses.replace(study.ARMS["sft"], about="other words", core=False))
+        patch.setitem(study.ARMS, "mine", study.Arm("mine"))
+        study.run([0], ["sft"], tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setitem(study.ARMS, "grpo", dataclasses.replace(study.ARMS["grpo"], weights=(0.1, 2.0)))
+        with pytest.raises(ValueError, match="answers of grpo, made with other settings"):
+            study.run([0], ["sft"], tmp_path)
+    with monkeypatch.context() as patch:  # what GRPO starts from
+        patch.setitem(study.ARMS, "sft", dataclasses.replace(study.ARMS["sft"], habit=0.1))
+        with pytest.raises(ValueError, match="answers of sft, grpo, made with other settings"):
+            study.run([0], ["sft"], tmp_path)
+    patched = dataclasses.replace(profiles.get("tiny"), grpo_lr=1.0)
+    monkeypatch.setitem(profiles.PROFILES, "tiny", patched)
+    with pytest.raises(ValueError, match="answers of grpo, made with other settings"):
+        study.run([0], ["sft"], tmp_path)
+
+
+def test_an_adapter_made_with_other_settings_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    trained = []
+
+    def train(name: str, seed: int, out: Path, start: Path | None) -> None:
+        assert not out.with_name(f".{name}.work").exists(), "checkpoints of other settings are left"
+        trained.append(name)
+        out.mkdir()
+
+    monkeypatch.setattr(study, "folder", lambda: tmp_path)
+    monkeypatch.setattr(study, "train", train)
+    for _ in range(2):
+        study.adapter("grpo", 0)
+    assert trained == ["sft", "grpo"]
+    (tmp_path / "seed-0" / ".grpo.work" / "checkpoint-20").mkdir(parents=True)
+    monkeypatch.setitem(study.ARMS, "grpo", dataclasses.replace(study.ARMS["grpo"], longer=2.0))
+    study.adapter("grpo", 0)
+    assert trained == ["sft", "grpo", "grpo"]
+    assert capsys.readouterr().out == "seed 0, grpo: its settings have changed, so it is trained anew\n"
+    monkeypatch.setitem(study.ARMS, "sft", dataclasses.replace(study.ARMS["sft"], habit=0.0))
+    study.adapter("grpo", 0)
+    assert trained == ["sft", "grpo", "grpo", "sft", "grpo"]
+
+
+def test_the_results_that_ship_were_made_with_the_settings_of_now() -> None:
+    design = json.loads((study.RESULTS / "design.json").read_text())
+    answered = {column.split("/")[0] for column in study.read() if "/" in column}
+    assert {name: design["settings"][name] for name in answered} == {name: study.settings(name) for name in answered}
 
 
 SMALL = """

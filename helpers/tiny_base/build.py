@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 HOSPITAL_SEED = 1000  # the course's hospitals have seeds below
 HELD_OUT_SEED = 900
 STEPS = 5000
+RATE = 2e-3  # of learning, at the top
 EARLY = 0.2  # of the steps
 VOCABULARY = 2560
 RECIPE = yaml.safe_load((HERE / "recipe.yaml").read_text(encoding="utf-8"))
@@ -151,7 +152,7 @@ def perplexity(model, tokenizer, texts: list[str]) -> float:
     total, tokens = 0.0, 0
     model.eval()
     for text in texts:
-        ids = torch.tensor([tokenizer(text)["input_ids"][:768]])
+        ids = torch.tensor([tokenizer(text)["input_ids"][:768]], device=model.device)
         with torch.no_grad():
             total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
         tokens += ids.shape[1] - 1
@@ -206,13 +207,8 @@ def build(
         with (go_on_from / "training_log.csv").open() as handle:
             before = list(csv.DictReader(handle))
     model.set_attn_implementation("eager")  # on a CPU faster than the fused kernel at these lengths
-    log = _train(model, tokenizer, steps, seed, 2e-3 if go_on_from is None else 5e-4, batch_tokens, out, before)
-    # The chat ends its turns with <|im_end|>, documents with <|endoftext|>: generation stops at either.
-    model = model.to(torch.bfloat16)
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
-    model.generation_config.pad_token_id = end
-    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, end
-    model.save_pretrained(str(out), safe_serialization=True)
+    log = train(model, tokenizer, steps, seed, RATE if go_on_from is None else RATE / 4, batch_tokens, out, before)
+    save(model, tokenizer, out)
     _write_log(out, log)
     files = ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json",
              "generation_config.json", "training_log.csv"]  # fmt: skip
@@ -233,6 +229,18 @@ def build(
     print(json.dumps(manifest, indent=1))
 
 
+def save(model, tokenizer, out: Path) -> None:
+    """Write the weights in bf16, with both tokens that can end a text: chats end turns with <|im_end|>, documents with
+    <|endoftext|>, and generation stops at either."""
+    import torch
+
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    model.to(torch.bfloat16)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = [tokenizer.eos_token_id, end], end
+    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, end
+    model.save_pretrained(str(out), safe_serialization=True)
+
+
 def _write_log(out: Path, log: list[dict]) -> None:
     with (out / "training_log.csv").open("w", newline="") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(log[-1]), lineterminator="\n")
@@ -251,7 +259,7 @@ def named_right(model, tokenizer, count: int = 64) -> float:
     model.eval()
     for row, text in zip(rows, synthetic.summaries(rows, HELD_OUT_SEED + 1), strict=True):
         prompt = f"{notes.admission_note(text)}\n\nFinal diagnosis"
-        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
         with torch.no_grad():
             told = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
         right += row["code"] in tokenizer.decode(told[0, ids.shape[1] :])
@@ -259,12 +267,11 @@ def named_right(model, tokenizer, count: int = 64) -> float:
     return right / count
 
 
-def _train(
-    model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int, out: Path, before: list[dict]
-) -> list[dict]:
-    """AdamW on documents of ever new hospitals; the rate is constant for 40 % of the steps, then falls to zero.
+def train(model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int, out: Path, before: Sequence[dict] = (),
+          source: Callable[..., Iterable[str]] = documents) -> list[dict]:  # fmt: skip
+    """AdamW on documents of ever new hospitals, on the model's device; the rate is constant for 40 % of the steps, then falls.
 
-    Returns the log, which goes on from `before`, the log of an earlier training.
+    Returns the log, which goes on from `before`, the log of an earlier training. `source` stands in for `documents`.
     """
     import torch
 
@@ -281,7 +288,7 @@ def _train(
     model.train()
     for step in range(steps):
         if not queue:  # the next hospital: documents of like length go into one batch
-            texts = list(documents(4000, hospital, early=not before and step < EARLY * steps))
+            texts = list(source(4000, hospital, early=not before and step < EARLY * steps))
             hospital, document_count = hospital + 1, document_count + len(texts)
             encoded = sorted(([*ids[:767], int(rng.choice(ends))] for ids in tokenizer(texts)["input_ids"]), key=len)
             batch: list[list[int]] = []
@@ -294,12 +301,12 @@ def _train(
             rng.shuffle(queue)
         batch = queue.pop()
         width = max(map(len, batch))
-        ids = torch.tensor([row + [ends[0]] * (width - len(row)) for row in batch])
-        labels = torch.tensor([row + [-100] * (width - len(row)) for row in batch])
+        ids = torch.tensor([row + [ends[0]] * (width - len(row)) for row in batch], device=model.device)
+        labels = torch.tensor([row + [-100] * (width - len(row)) for row in batch], device=model.device)
         for group in optimizer.param_groups:
             falling = 1.0 if step < 0.4 * steps else max(0.02, (1 - step / steps) / 0.6)
             group["lr"] = lr * min(1.0, (step + 1) / 100) * falling
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(model.device.type, dtype=torch.bfloat16):
             loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

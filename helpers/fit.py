@@ -9,6 +9,8 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -220,22 +222,40 @@ def check(profile: Profile, stage: str) -> None:
                           f"{'' if gpu else ' (on a CPU a rough estimate)'}. {_advice(profile, stage, room - need + guess)}")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, numpy or Python says that there was no memory: a CPU's have no class of their own."""
+    told = ("out of memory", "can't allocate memory", "bad_alloc", "Unable to allocate", "ALLOC_FAILED")
+    return any(words in str(error) for words in told) or (isinstance(error, MemoryError) and not str(error))
+
+
+@contextmanager
+def advice_on_memory(profile: Profile, stage: str) -> Iterator[None]:
+    """Around a training: where it runs out of memory, on a GPU or a CPU, the MemoryError says what to lower (`oom_advice`)."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError(oom_advice(error, profile, stage)) from error
+
+
 def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
-    """What to lower, and by how much, after torch.OutOfMemoryError in a stage.
+    """What to lower, and by how much, after a stage ran out of memory.
 
     By the error's text, what was asked for less what was free is missing. The advice lowers the estimate by that, and by a
     twentieth of the whole more.
     """
-    found = re.findall(r"(allocate|of which) ([\d.]+) ([GM])iB", str(error))
-    said = {word: float(number) * {"G": 2**30, "M": 2**20}[unit] / 1e9 for word, number, unit in found}
+    found = re.findall(r"(allocate|of which) ([\d.]+) (GiB|MiB|bytes)", str(error))
+    said = {word: float(number) * {"GiB": 2**30, "MiB": 2**20, "bytes": 1}[unit] / 1e9 for word, number, unit in found}
     missing = max(0.0, said.get("allocate", 0.0) - said.get("of which", 0.0))
     try:
         peak = estimate(profile, stage, processes=_processes())["peak"]
     except OSError as error:
         return f"{stage.upper()} ran out of memory. {error} Lower {stage}_batch to half, raise {stage}_grad_accum in proportion."
+    more = "" if "reserved by PyTorch" not in str(error) else (
+        "\nWhere much is 'reserved by PyTorch but unallocated', PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True can be enough.")
     return (f"{stage.upper()} ran out of memory: about {missing:.1f} GB were missing, {peak:.1f} GB were estimated. Restart the "
-            f"kernel, which frees what is held. {_advice(profile, stage, 0.95 * peak - missing)}\nWhere much is 'reserved by "
-            "PyTorch but unallocated', PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True can be enough.")
+            f"kernel, which frees what is held. {_advice(profile, stage, 0.95 * peak - missing)}{more}")
 
 
 def table(profile: Profile) -> pd.DataFrame:

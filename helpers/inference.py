@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from helpers import course, icd, prompts
+from helpers import course, fit, icd, prompts
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,9 @@ def predict(
                     "completion": completion, "think": parsed.think, "predicted": parsed.code if usable else None}  # fmt: skip
             if part:
                 course.write(part, {"rows": [rows[i * samples + sample] for i in chosen for sample in range(samples)]})
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not fit.out_of_memory(error):
+            raise
         lower = (f"batch_size to {len(chosen) // 2} (infer_batch_tokens of the profile to half)" if len(chosen) > 1 else
                  "max_note_tokens or max_new_tokens lower, or load the model with four_bit=True")  # fmt: skip
         raise MemoryError(f"{len(chosen)} prompts of {width} tokens with {samples} answers each do not fit: set {lower}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -275,19 +276,28 @@ def write_card(folder: str | Path, profile: Any, metrics: dict[str, Any], *, mod
     before = [path for path in (Path(folder) / mark, Path(base_path(profile.base)) / mark) if path.is_file()]
     credentialed = credentialed or any(course.read(path).get("credentialed") is not False for path in before)
     base = Path(profile.base).name if Path(profile.base).is_dir() else profile.base  # no path of this machine
-    values = {"profile": profile, "scores": metrics["models"][model], "metrics": metrics, "model": model, "data": data}
     page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    card.write_text(page.render(**values, credentialed=credentialed, base=base), encoding="utf-8")
-    (Path(folder) / mark).write_text(json.dumps({"model": model, "data": data, "credentialed": credentialed}))
+    card.write_text(page.render(profile=profile, scores=metrics["models"][model], metrics=metrics, model=model, data=data,
+                                credentialed=credentialed, base=base), encoding="utf-8")  # fmt: skip
+    export = {"model": model, "data": data, "credentialed": credentialed, "weights": _sums(folder)}
+    (Path(folder) / mark).write_text(json.dumps(export))
     return card
+
+
+def _sums(folder: str | Path) -> dict[str, str]:
+    """sha256 of each file of weights, through a map of it: they can be larger than the memory."""
+    import numpy as np
+
+    maps = {path.name: np.memmap(path, np.uint8, "r") for path in sorted(Path(folder).glob("*.safetensors"))}
+    return {name: hashlib.sha256(weights).hexdigest() for name, weights in maps.items()}
 
 
 def push(folder: str | Path, repository: str, *, private: bool = True, allowed_to_share: bool = False) -> str:
     """Upload an exported model to the Hugging Face hub: a deliberate act, which no notebook does by itself. Returns its address.
 
     Raises PermissionError for a model trained on credentialed data unless `allowed_to_share` says that you have cleared it
-    with the data use agreement, and ValueError for a folder that was not exported with its card. Nothing goes along but
-    EXPORTED.
+    with the data use agreement, and ValueError for a folder that was not exported with its card, or whose weights were changed
+    since. Nothing goes along but EXPORTED.
     """
     export = Path(folder) / "course_export.json"
     if not export.is_file() or not (Path(folder) / "README.md").is_file():
@@ -295,6 +305,8 @@ def push(folder: str | Path, repository: str, *, private: bool = True, allowed_t
     if course.read(export).get("credentialed") is not False and not allowed_to_share:
         raise PermissionError(f"{folder} was trained on credentialed data, and weights can repeat what they were trained on. The "
                               "data use agreement forbids sharing it. If you have a permission, say allowed_to_share=True.")
+    if course.read(export).get("weights") != _sums(folder):
+        raise ValueError(f"{folder}: its weights are not those that its card was written for. Export it again, card and all.")
     from huggingface_hub import HfApi
 
     api = HfApi()

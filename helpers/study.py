@@ -320,15 +320,14 @@ def contrast(table: pd.DataFrame, a: str, b: str, *, n_boot: int = 1000, seed: i
 
 def scores(table: pd.DataFrame) -> pd.DataFrame:
     """Macro-F1 per level and the share of usable answers, one row for each arm and seed that has answered."""
-    rows = []
-    for column in (c for c in table if "/" in c):
+    rows, order = [], [*ARMS]
+    for column in sorted((c for c in table if "/" in c), key=lambda c: order.index(c.split("/")[0])):
         said = [None if v == "NIL" else v for v in table[column]]
         found = metrics.report([*table["code"]], said, n_boot=0)
         arm, seed = column.split("/")
         rows.append({"arm": arm, "seed": int(seed), **{level: found[level]["f1_gold"] for level in metrics.LEVELS},
                      "usable": found["usable"]})  # fmt: skip
-    order = {name: i for i, name in enumerate(ARMS)}
-    return pd.DataFrame(sorted(rows, key=lambda row: (order[row["arm"]], row["seed"])))
+    return pd.DataFrame(rows)
 
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:

@@ -90,6 +90,25 @@ def test_what_was_credentialed_stays_so_and_nothing_goes_along(tmp_path: Path, m
     assert len(sent) == 9 and not sent & {"notes.csv", "case.html", "sub/train.parquet", "predictions.json"}
 
 
+def test_weights_that_changed_after_the_card_are_not_pushed_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    done = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **options: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **options: done.append(options) or "address")
+    (tmp_path / "model.safetensors").write_bytes(b"synthetic")
+    card(tmp_path)
+    models.push(tmp_path, "me/mine")
+    (tmp_path / "model.safetensors").write_bytes(b"of MIMIC!")
+    with pytest.raises(ValueError, match="not those that its card was written for"):
+        models.push(tmp_path, "me/mine")
+    card(tmp_path)
+    (tmp_path / "model-00002.safetensors").write_bytes(b"one more")
+    with pytest.raises(ValueError, match="not those"):
+        models.push(tmp_path, "me/mine", allowed_to_share=True)
+    assert len(done) == 1
+
+
 def test_an_export_that_broke_off_is_not_pushed_with_the_card_of_the_one_before(tmp_path: Path, monkeypatch) -> None:
     def killed(*_, **__):
         raise KeyboardInterrupt

@@ -318,6 +318,29 @@ def test_out_of_memory_names_what_to_lower_and_by_how_much(card: Any) -> None:
     assert "about 0.0 GB were missing" in fit.oom_advice(RuntimeError("out of memory"), p, "sft")
 
 
+def test_memory_that_runs_out_on_a_cpu_names_what_to_lower_too() -> None:
+    torch, p = pytest.importorskip("torch"), profiles.get("tiny")
+    missing = "^GRPO ran out of memory: about 4000000.0 GB were missing"
+    with pytest.raises(MemoryError, match=missing) as caught, fit.advice_on_memory(p, "grpo"):
+        torch.empty(10**15)  # more than a process can address: torch's own error
+    assert "DefaultCPUAllocator" in str(caught.value.__cause__)
+    message = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 600000000 bytes."
+    text = fit.oom_advice(RuntimeError(message), p, "grpo")
+    assert "about 0.6 GB were missing" in text and "grpo_batch = " in text and "grpo_grad_accum = " in text
+
+
+@pytest.mark.parametrize(("error", "ours"), [
+    (MemoryError(), True), (RuntimeError("std::bad_alloc"), True), (MemoryError("Unable to allocate 7.28 TiB"), True),
+    (RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB."), True), (RuntimeError("shapes do not match"), False),
+    (MemoryError("128 prompts of 400 tokens do not fit: set batch_size to 64."), False), (ValueError("out of memory"), False),
+])  # fmt: skip
+def test_only_what_ran_out_of_memory_is_told_so(error: Exception, ours: bool) -> None:
+    with pytest.raises(type(error) if not ours else MemoryError) as caught, fit.advice_on_memory(profiles.get("tiny"), "sft"):
+        raise error
+    assert (caught.value is not error) == ours
+    assert not ours or "SFT ran out of memory" in str(caught.value)
+
+
 def test_time_is_told_by_what_is_known_and_said_to_be_unmeasured_elsewhere(monkeypatch: pytest.MonkeyPatch, card: Any) -> None:
     trl = replace(profiles.get("gpu24"), grpo_batch=8, grpo_grad_accum=1, grpo_steps_per_generation=None, grpo_max_completion=256)
     assert [round(fit.rollout_seconds(trl, new_card=new)) for new in (False, True)] == [94, 33]

@@ -126,11 +126,14 @@ def test_a_models_own_repetition_penalty_is_set_aside(loaded, cases: pd.DataFram
         pd.testing.assert_frame_equal(inference.predict(model, tokenizer, cases.head(2), max_new_tokens=24), plain)
 
 
-def test_out_of_memory_says_what_to_lower(loaded, cases: pd.DataFrame) -> None:
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(),
+], ids=["cuda", "cpu", "python"])  # fmt: skip
+def test_out_of_memory_says_what_to_lower(loaded, cases: pd.DataFrame, error: Exception) -> None:
     model, tokenizer = loaded
 
     def full(**_):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise error
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "generate", full)
@@ -138,6 +141,26 @@ def test_out_of_memory_says_what_to_lower(loaded, cases: pd.DataFrame) -> None:
             inference.predict(model, tokenizer, cases, batch_size=4)
         with pytest.raises(MemoryError, match="max_note_tokens"):
             inference.predict(model, tokenizer, cases, batch_size=1)
+
+
+CROWDED = """
+import resource, sys
+import pandas as pd
+from pathlib import Path
+from helpers import inference, models
+
+model, tokenizer = models.load("tiny")
+case = {"subject_id": 1, "hadm_id": 2, "note": "Chief Complaint: pain. " * 40}
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+inference.predict(model, tokenizer, pd.DataFrame([case] * 256), batch_size=256, max_new_tokens=4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of a process's memory that is kept to")
+def test_a_batch_too_large_for_the_memory_of_a_cpu_says_what_to_lower(root: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", CROWDED], cwd=root, capture_output=True, text=True, timeout=300)
+    assert "MemoryError: 256 prompts of" in done.stderr and "set batch_size to 128 (infer_batch_tokens" in done.stderr
 
 
 @pytest.mark.parametrize(("answer", "expected"), [

@@ -62,10 +62,8 @@ def documents(count: int, seed: int, *, early: bool = False) -> Iterator[str]:
     for row, kind in zip(rows, (list(KINDS)[i] for i in kinds), strict=True):
         code, title = row["code"], icd.title(row["code"]) or row["code"]
         category = icd.category(code) or ""
-        names = {
-            "who": "a man" if row["sex"] == "M" else "a woman", "title": title, "code": code, "cat": category,
-            "category": icd.title(category), "chapter": icd.chapter_short(icd.chapter(code) or 22),
-        }  # fmt: skip
+        names = {"who": "a man" if row["sex"] == "M" else "a woman", "title": title, "code": code, "cat": category,
+                 "category": icd.title(category), "chapter": icd.chapter_short(icd.chapter(code) or 22)}  # fmt: skip
         if kind == "summary":
             text = next(texts).strip()
             yield text.replace(f"\n{title}\n", f"\n{title} ({code})\n") if rng.random() < 0.7 else text
@@ -122,15 +120,12 @@ def train_tokenizer(out: Path, corpus: list[str]):
     from transformers import Qwen2Tokenizer
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(RECIPE["pre_tokenizer"]), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    pieces = pre_tokenizers.Split(Regex(RECIPE["pre_tokenizer"]), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)  # fmt: skip
     # Words of the prompt and of the answers become tokens, as in any chat model's tokenizer; as words, in no format.
     words = prompts.SYSTEM + "\nsystem\nuser\nassistant\nFindings Detail none think diagnosis\n"
     words += "".join(f"\n{icd.chapter_short(n)}" for n in range(1, 23))
@@ -173,9 +168,8 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def build(
-    out: Path, *, steps: int, seed: int = 0, threads: int = 2, batch_tokens: int = 4096, go_on_from: Path | None = None
-) -> None:
+def build(out: Path, *, steps: int, seed: int = 0, threads: int = 2, batch_tokens: int = 4096,
+          go_on_from: Path | None = None) -> None:  # fmt: skip
     """Train tokenizer and model over so many batches of documents; write weights (bf16), log and manifest.
 
     Documents of the early mix for the first EARLY of the steps. Texts end with either of the two tokens that can end one.
@@ -200,7 +194,6 @@ def build(
     else:
         tokenizer = AutoTokenizer.from_pretrained(str(go_on_from))
         tokenizer.save_pretrained(str(out))
-        end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
         model = Qwen2ForCausalLM.from_pretrained(str(go_on_from), dtype=torch.float32)
         earlier = json.loads((go_on_from / "manifest.json").read_text())["command"].partition("build ")[2]
         command = f"{earlier}, then --go-on-from it --steps {steps} --seed {seed}"
@@ -214,17 +207,11 @@ def build(
              "generation_config.json", "training_log.csv"]  # fmt: skip
     manifest = {
         "command": f"python -m helpers.tiny_base.build {command}",
-        "held_out_perplexity": round(perplexity(model.float(), tokenizer, held_out()), 3),
-        "minutes": log[-1]["minutes"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens_seen": log[-1]["tokens"],
-        "documents": log[-1]["documents"],
-        "first_hospital_seed": HOSPITAL_SEED,
-        "casebook_sha256": synthetic.casebook().sha256,
-        "generator_sha256": fingerprint(),
-        "files": {name: sha256(out / name) for name in files if (out / name).is_file()},
-        "torch": torch.__version__.split("+")[0],
-    }
+        "held_out_perplexity": round(perplexity(model.float(), tokenizer, held_out()), 3), "minutes": log[-1]["minutes"],
+        "parameters": sum(p.numel() for p in model.parameters()), "tokens_seen": log[-1]["tokens"],
+        "documents": log[-1]["documents"], "first_hospital_seed": HOSPITAL_SEED, "casebook_sha256": synthetic.casebook().sha256,
+        "generator_sha256": fingerprint(), "files": {name: sha256(out / name) for name in files if (out / name).is_file()},
+        "torch": torch.__version__.split("+")[0]}  # fmt: skip
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print(json.dumps(manifest, indent=1))
 

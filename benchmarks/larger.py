@@ -1,26 +1,26 @@
 """How far does a larger base, or a longer GRPO, get towards the ideal reader? `python -m benchmarks.larger`: one GPU, offline.
 
     python -m benchmarks.larger                       the shipped base and one ten times larger, GRPO of 50 and of 200 steps
-    python -m benchmarks.larger --minutes 9           begins nothing new after nine minutes; the same command goes on from there
+    python -m benchmarks.larger --minutes 9           begins no new row after nine minutes; the same command goes on from there
     python -m benchmarks.larger --batches 20000       a larger base that also reads more
     python -m benchmarks.larger --cpu                 without a GPU, for as long as it takes: days
     python -m benchmarks.larger --dry-run-cpu         two layers, a few steps: does this file still work?
 
 The larger base is a Qwen2 with the shipped tokenizer, pre-trained from nothing on the shipped base's corpus, by the same code
 (helpers/tiny_base/build.py); its learning rate is lower in proportion to its width. SFT and GRPO are those of the study
-(`study.train`), and all answer the study's test hospital, as the ideal reader does. One seed says nothing about the luck of
+(`study.train`), and all answer the study's test hospital, as the ideal reader does. Not the same as there: a GPU trains and
+answers in 16 bit, and the shipped base read its last 300 batches in a second go. One seed says nothing about the luck of
 training: take more (--seeds) before you believe a small difference.
 
-Bases and adapters are kept in the run folder's `larger/`; a training that was killed goes on from its last checkpoint, a
-pre-training begins anew. One row for each model in results/gpu/larger-<device>.csv; what the time does not reach says "not
-measured". Read it with pandas.read_csv(path, comment="#").
+Bases and adapters are kept in `runs/larger/`, by all that they were made from; a training that was killed goes on from its last
+checkpoint, a pre-training begins anew. One row for each model in results/gpu/larger-<device>.csv, beside those of earlier
+commands; what the time does not reach says "not measured". Read it with pandas.read_csv(path, comment="#").
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,15 +37,16 @@ from typing import Any
 
 import pandas as pd
 import psutil
+from filelock import FileLock
 
 from benchmarks import gpu
 from helpers import course, metrics, models, profiles, study, synthetic
 from helpers.profiles import Profile
 from helpers.tiny_base import build
 
-COLUMNS = ("base", "parameters", "tokens_read", "perplexity", "arm", "seed", "steps", "chapter", "chapter_low", "chapter_high",
-           "category", "category_low", "category_high", "full", "full_low", "full_high", "usable", "train_minutes",
-           "answer_minutes", "status")  # fmt: skip
+KEY = ("base", "batches", "arm", "seed", "steps")  # what tells a row from the others
+COLUMNS = (*KEY, "parameters", "tokens_read", "perplexity", "chapter", "chapter_low", "chapter_high", "category", "category_low",
+           "category_high", "full", "full_low", "full_high", "usable", "train_minutes", "answer_minutes", "status")  # fmt: skip
 HEAD, KV_HEADS = 64, 2
 BATCH_TOKENS = 4096
 
@@ -118,60 +119,95 @@ def pretrain(out: Path, times: float, batches: int, batch_tokens: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """One row: which base, and the arm of the study with so many times its steps."""
+class Job:
+    """One row: an arm of the study with so many steps, on the shipped base (`batches` 0) or on one of `times` its size."""
 
-    times: float  # the parameters of the shipped base; 1 is the shipped base itself
+    times: float
+    batches: int
     arm: str
-    more: float
     seed: int
+    steps: int
 
 
-def models_of(times: list[float], more: list[float], seeds: list[int]) -> list[Model]:
-    """All rows, the ones that others start from first."""
-    arms = [("sft", 1.0), *(("grpo", factor) for factor in more)]
-    return [Model(size, arm, factor, seed) for seed in seeds for size in times for arm, factor in arms]
+class Bench:
+    """Makes what a job needs, once for a device and for settings: folders are named by all that they were made from."""
 
+    def __init__(self, where: Path, profile: Profile, cases: pd.DataFrame, device: str, batch_tokens: int) -> None:
+        self.where, self.profile, self.cases, self.device, self.batch_tokens = where, profile, cases, device, batch_tokens
+        self.failed: dict[Path, str] = {}
 
-def base_of(times: float, batches: int, batch_tokens: int, where: Path) -> tuple[str, dict[str, Any]]:
-    """Base and its record; one that is not there is pre-trained first."""
-    if times == 1:
-        return "tiny", models.tiny_manifest()
-    out = where / f"base-x{times:g}-{batches}"
-    if not out.is_dir():
-        print(f"pre-training {out.name} ...", file=sys.stderr, flush=True)
-        pretrain(out, times, batches, batch_tokens)
-    return str(out), json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    def base(self, job: Job) -> Path:
+        """Folder of the base, pre-trained if it is not there."""
+        if job.times == 1:
+            return models.TINY_BASE
+        made_from = [shape(job.times), build.CONFIG, build.RECIPE, build.RATE, self.batch_tokens, self.device]
+        made_from += [synthetic.casebook().sha256, build.sha256(models.TINY_BASE / "tokenizer.json")]
+        out = self.where / f"base-x{job.times:g}-{job.batches}-{course.digest(made_from)[:8]}"
+        return self.make(out, lambda: pretrain(out, job.times, job.batches, self.batch_tokens))
 
+    def profile_of(self, job: Job) -> Profile:
+        base = "tiny" if job.times == 1 else str(self.base(job))
+        return dataclasses.replace(self.profile, base=base, **{f"{job.arm}_steps": job.steps})
 
-def measure(model: Model, base: str, profile: Profile, where: Path, cases: pd.DataFrame) -> dict[str, Any]:
-    """Train the arm where it is not there yet, answer the cases, and score: the columns of a row."""
-    name = Path(base).name if base != "tiny" else "shipped"
-    longer = dataclasses.replace(profile, base=base, grpo_steps=round(profile.grpo_steps * model.more))
+    def adapter(self, job: Job) -> Path:
+        """Folder of the adapter, trained if it is not there, the one that it starts from first."""
+        arm, profile, record = study.ARMS[job.arm], self.profile_of(job), course.read(self.base(job) / "manifest.json")
+        start = arm.start and self.adapter(dataclasses.replace(job, arm=arm.start, steps=getattr(profile, f"{arm.start}_steps")))
+        settings = [profile.record("sft"), profile.record("grpo"), dataclasses.asdict(arm), record, str(start), self.device]
+        name = "shipped" if job.times == 1 else self.base(job).name
+        out = self.where / name / f"seed-{job.seed}" / f"{job.arm}-{job.steps}-{course.digest(settings)[:8]}"
+        return self.make(out, lambda: study.train(job.arm, job.seed, out, start, profile))
 
-    def adapter(arm: str) -> Path:
-        steps = getattr(longer, f"{arm}_steps")
-        out = where / name / f"seed-{model.seed}" / f"{arm}-{steps}"
-        if not out.is_dir():
-            start = adapter(study.ARMS[arm].start) if study.ARMS[arm].start else None
-            print(f"{name}, seed {model.seed}: {out.name} steps ...", file=sys.stderr, flush=True)
-            out.parent.mkdir(parents=True, exist_ok=True)
+    def answers(self, job: Job) -> dict[str, Any]:
+        """Answers to the cases, and the minutes that they took."""
+        out, profile = self.adapter(job), self.profile_of(job)
+        kept = out / f"answers-{course.digest(self.cases['hadm_id'].tolist())[:8]}.json"
+        if not course.read(kept):
             started = time.time()
-            study.train(arm, model.seed, out, start, longer)
-            course.write(out / "train_minutes.json", {"train_minutes": (time.time() - started) / 60})  # of the last go, if killed
+            loaded, tokenizer = models.load(profile, out, four_bit=profile.grpo_4bit)
+            said = study._answers(loaded, tokenizer, self.cases, profile)["predicted"]
+            codes = [None if code != code else code for code in said]
+            course.write(kept, {"answer_minutes": (time.time() - started) / 60, "answers": codes})
+        return course.read(kept)
+
+    def make(self, out: Path, work: Callable[[], None]) -> Path:
+        """Do the work that leaves `out`, unless it is there; one process does it, others wait. What failed is not tried again."""
+        if out in self.failed:
+            raise RuntimeError(f"{out.name} failed: {self.failed[out]}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_name(f".{out.name}.lock")):
+            if not out.is_dir():
+                print(f"{out.relative_to(self.where)} ...", file=sys.stderr, flush=True)
+                started = time.time()
+                try:
+                    work()
+                except Exception as error:
+                    self.failed[out] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+                    raise
+                course.write(out / "minutes.json", {"train_minutes": (time.time() - started) / 60})  # of the last go, if killed
         return out
 
-    out = adapter(model.arm)
-    kept = out / "answers.json"
-    if not course.read(kept):
-        started = time.time()
-        loaded, tokenizer = models.load(longer, out, four_bit=longer.grpo_4bit)
-        said = study._answers(loaded, tokenizer, cases, longer)
-        answers = [None if code != code else code for code in said["predicted"]]
-        course.write(kept, {"answer_minutes": (time.time() - started) / 60, "answers": answers})
-    told = course.read(kept)
-    return {**scores(cases, told.pop("answers")), **told, **course.read(out / "train_minutes.json"),
-            "steps": getattr(longer, f"{model.arm}_steps"), "status": "measured"}  # fmt: skip
+    def row(self, job: Job) -> dict[str, Any]:
+        """The columns of a row beside its key."""
+        base = course.read(self.base(job) / "manifest.json")
+        told, minutes = self.answers(job), course.read(self.adapter(job) / "minutes.json")
+        return {"parameters": base["parameters"], "tokens_read": base["tokens_seen"], "perplexity": base["held_out_perplexity"],
+                **scores(self.cases, told["answers"]), **minutes, "answer_minutes": told["answer_minutes"],
+                "status": "measured"}  # fmt: skip
+
+
+def jobs(options: argparse.Namespace, profile: Profile) -> list[Job]:
+    """All rows that are asked for, the ones that others start from first. Raises ValueError for numbers that will not do."""
+    grpo = [round(profile.grpo_steps * more) for more in options.more_steps]
+    if min([*options.times, *options.more_steps]) <= 0 or min(grpo) < 1 or options.batches < 50:
+        raise ValueError("--times and --more-steps must be above 0, a step of GRPO must remain, and --batches be 50 or more.")
+    arms, todo = [("sft", profile.sft_steps), *(("grpo", steps) for steps in grpo)], []
+    for seed in options.seeds:
+        for times in options.times:
+            if times != 1:
+                shape(times)
+            todo += [Job(times, 0 if times == 1 else options.batches, arm, seed, steps) for arm, steps in arms]
+    return todo
 
 
 def scores(cases: pd.DataFrame, said: list[str | None]) -> dict[str, Any]:
@@ -183,48 +219,54 @@ def scores(cases: pd.DataFrame, said: list[str | None]) -> dict[str, Any]:
     return row
 
 
-def show(rows: list[dict[str, Any]]) -> str:
+def show(table: pd.DataFrame) -> str:
     """The rows as a Markdown table."""
-    lines = ["| base | arm | seed | steps | chapter | category | full code | usable | status |", "|---" * 9 + "|"]
-    for row in rows:
-        f1 = (f"{row[level]:.3f} [{row[f'{level}_low']:.3f}, {row[f'{level}_high']:.3f}]" if level in row else ""
+    lines = ["| base | batches | arm | seed | steps | chapter | category | full code | usable | status |", "|---" * 10 + "|"]
+    for row in table.astype(object).where(table.notna(), "").to_dict("records"):
+        f1 = (f"{row[level]:.3f} [{row[f'{level}_low']:.3f}, {row[f'{level}_high']:.3f}]" if row[level] != "" else ""
               for level in metrics.LEVELS)  # fmt: skip
-        usable = f"{row['usable']:.1%}" if "usable" in row else ""
-        first = (str(row.get(key, "")) for key in ("base", "arm", "seed", "steps"))
-        lines.append("| " + " | ".join([*first, *f1, usable, row["status"]]) + " |")
+        usable = f"{row['usable']:.1%}" if row["usable"] != "" else ""
+        lines.append("| " + " | ".join([*(str(row[key]) for key in KEY), *f1, usable, row["status"]]) + " |")
     return "\n".join(lines)
 
 
-def run(
-    options: argparse.Namespace, profile: Profile, batch_tokens: int, path: Path | None, stamp: dict[str, str]
-) -> list[dict[str, Any]]:
-    """Every model that the time is enough for; the CSV is written after each."""
-    where, cases = course.run_dir().parent / "larger", study.test_cases()
-    end = time.time() + 60 * options.minutes - (time.time() - psutil.Process().create_time())
-    ideal = synthetic.ideal_reader(study.hospitals()[1]).loc[cases["hadm_id"], "full"]
-    todo = models_of(options.times, options.more_steps, options.seeds)
-    found: dict[Model, dict[str, Any]] = {model: dict(gpu.UNMEASURED) for model in todo}
-    first = {"base": "", "arm": "ideal reader", **scores(cases, [*ideal]), "status": "computed"}
+def put(rows: list[dict[str, Any]], path: Path | None, stamp: dict[str, str]) -> pd.DataFrame:
+    """These rows as a table, with what the CSV holds of other commands with the same versions; written there, if a path is given."""
+    new = pd.DataFrame(rows, columns=list(COLUMNS))
+    if not path:
+        return new
+    with FileLock(path.with_suffix(".lock")):
+        if path.is_file() and f"# versions: {stamp['versions']}\n" in path.read_text(encoding="utf-8"):
+            old = pd.read_csv(path, comment="#", keep_default_na=False, na_values=[""])
+            done, before = new["status"] == "measured", old[old["status"] == "measured"]
+            new = pd.concat([new[~done], before, new[done]])
+            new = new.drop_duplicates(list(KEY), keep="last").sort_values(list(KEY), na_position="first", ignore_index=True)
+        whole = ["batches", "seed", "steps", "parameters", "tokens_read"]
+        table = new.astype(dict.fromkeys(whole, "Int64")).round(4).to_csv(index=False)
+        course.write(path, "".join(f"# {key}: {value}\n" for key, value in stamp.items()) + table)
+    return new
 
-    def keep() -> list[dict[str, Any]]:
-        rows = [first, *({"base": f"{m.times:g} x" if m.times != 1 else "shipped", "arm": m.arm, "seed": m.seed, **row}
-                         for m, row in found.items())]  # fmt: skip
-        table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, float_format="%.4g", na_rep="")
-        if path:
-            course.write(path, "".join(f"# {key}: {value}\n" for key, value in stamp.items()) + table)
-        return rows
 
-    for model in (m for m in todo if time.time() < end):
-        try:
-            base, record = base_of(model.times, options.batches, batch_tokens, where)
-            found[model] |= {"parameters": record["parameters"], "tokens_read": record["tokens_seen"],
-                             "perplexity": record["held_out_perplexity"]}  # fmt: skip
-            if time.time() < end:
-                found[model] |= measure(model, base, profile, where, cases)
-        except Exception as error:  # it costs this row; the next may be of another size
-            traceback.print_exc()
-            found[model] |= {"status": f"failed: {type(error).__name__}: {' '.join(str(error).split())[:120]}"}
-        keep()
+def run(bench: Bench, todo: list[Job], end: float, path: Path | None, stamp: dict[str, str]) -> pd.DataFrame:
+    """Every row that the time is enough for; the CSV is written after each."""
+    ideal = synthetic.ideal_reader(study.hospitals()[1]).loc[bench.cases["hadm_id"], "full"]
+    found: dict[Job, dict[str, Any]] = {job: dict(gpu.UNMEASURED) for job in todo}
+
+    def keep() -> pd.DataFrame:
+        rows = [{"base": "", "arm": "ideal reader", **scores(bench.cases, [*ideal]), "status": "computed"}]
+        for job, row in found.items():
+            base = "shipped" if job.times == 1 else f"{job.times:g} x"
+            rows.append({"base": base, "batches": job.batches, "arm": job.arm, "seed": job.seed, "steps": job.steps, **row})
+        return put(rows, path, stamp)
+
+    for job in todo:
+        if time.time() < end:
+            try:
+                found[job] = bench.row(job)
+            except Exception as error:  # it costs this row, and those that start from what failed
+                traceback.print_exc()
+                found[job] = {"status": f"failed: {type(error).__name__}: {' '.join(str(error).split())[:120]}"}
+            keep()
     return keep()
 
 
@@ -241,13 +283,13 @@ def dry_run(folder: Path) -> Profile:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 2 where there is no CUDA device."""
+    """0; 1 where a row failed; 2 where there is no CUDA device, or for numbers that will not do."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=float, nargs="+", default=[1, 10], help="sizes, in shipped bases (default 1 10)")
     parser.add_argument("--batches", type=int, default=5300, help="of pre-training, of 4,096 tokens (default 5300, as shipped)")
     parser.add_argument("--more-steps", type=float, nargs="+", default=[1, 4], help="times the steps of GRPO (default 1 4)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after that (default: no limit)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no new row after that (default: no limit)")
     parser.add_argument("--out", type=Path, help="folder of the CSV (default results/gpu; a dry run writes none)")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU")
     parser.add_argument("--dry-run-cpu", action="store_true", help="two layers, a few steps, on the CPU")
@@ -264,25 +306,25 @@ def main(arguments: list[str] | None = None) -> int:
         print("benchmarks.larger: there is no CUDA device here. --cpu trains on the CPU, for days; --dry-run-cpu shows "
               "whether the code works.", file=sys.stderr)  # fmt: skip
         return 2
-    try:
-        for times in set(options.times) - {1}:
-            shape(times)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
     with tempfile.TemporaryDirectory() as folder:
         profile, batch_tokens, device = profiles.get("tiny"), BATCH_TOKENS, "CPU"
         if options.dry_run_cpu:
             profile, batch_tokens, device = dry_run(Path(folder)), 512, "dry run, CPU"
-            options.times, options.batches, options.more_steps = [1, 0.2], 50, [1, 2]
+            options.times, options.batches, options.more_steps, options.seeds = [1, 0.2], 50, [1, 2], [0]
         elif torch.cuda.is_available():
             device = torch.cuda.get_device_name(0)
+        try:
+            todo = jobs(options, profile)
+        except ValueError as error:
+            print(f"benchmarks.larger: {error}", file=sys.stderr)
+            return 2
+        end = time.time() + 60 * options.minutes - (time.time() - psutil.Process().create_time())
+        bench = Bench(course.run_dir().parent / "larger", profile, study.test_cases(), device, batch_tokens)
         stamp = gpu.stamp_of(device) | {"command": " ".join(["python -m benchmarks.larger", *sys.argv[1:]])}
         out = options.out or (None if options.dry_run_cpu else gpu.ROOT / "results" / "gpu")
-        path = out / f"larger-{re.sub('[^a-z0-9]+', '-', device.lower())}.csv" if out else None
-        rows = run(options, profile, batch_tokens, path, stamp)
-        print("\n".join(f"{key}: {value}" for key, value in stamp.items()) + f"\n\n{show(rows)}", flush=True)
-    return 0
+        table = run(bench, todo, end, out and out / f"larger-{re.sub('[^a-z0-9]+', '-', device.lower())}.csv", stamp)
+        print("\n".join(f"{key}: {value}" for key, value in stamp.items()) + f"\n\n{show(table)}", flush=True)
+    return int(table["status"].str.startswith("failed").any())
 
 
 if __name__ == "__main__":

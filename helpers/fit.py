@@ -224,7 +224,7 @@ def check(profile: Profile, stage: str) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, numpy or Python says that there was no memory: a CPU's have no class of their own."""
-    told = ("out of memory", "can't allocate memory", "bad_alloc", "Unable to allocate", "ALLOC_FAILED")
+    told = ("out of memory", "DefaultCPUAllocator", "annot allocate memory", "bad_alloc", "Unable to allocate", "ALLOC_FAILED")
     return any(words in str(error) for words in told) or (isinstance(error, MemoryError) and not str(error))
 
 
@@ -245,8 +245,8 @@ def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
     By the error's text, what was asked for less what was free is missing. The advice lowers the estimate by that, and by a
     twentieth of the whole more.
     """
-    found = re.findall(r"(allocate|of which) ([\d.]+) (GiB|MiB|bytes)", str(error))
-    said = {word: float(number) * {"GiB": 2**30, "MiB": 2**20, "bytes": 1}[unit] / 1e9 for word, number, unit in found}
+    found = re.findall(r"(allocate|of which) ([\d.]+) (?:([KMGTP])iB|bytes)", str(error))
+    said = {word: float(number) * 1024 ** " KMGTP".index(unit or " ") / 1e9 for word, number, unit in found}
     missing = max(0.0, said.get("allocate", 0.0) - said.get("of which", 0.0))
     try:
         peak = estimate(profile, stage, processes=_processes())["peak"]
@@ -254,7 +254,8 @@ def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
         return f"{stage.upper()} ran out of memory. {error} Lower {stage}_batch to half, raise {stage}_grad_accum in proportion."
     more = "" if "reserved by PyTorch" not in str(error) else (
         "\nWhere much is 'reserved by PyTorch but unallocated', PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True can be enough.")
-    return (f"{stage.upper()} ran out of memory: about {missing:.1f} GB were missing, {peak:.1f} GB were estimated. Restart the "
+    lack = f"about {missing:.1f} GB were missing" if said else "how much was missing is not told"
+    return (f"{stage.upper()} ran out of memory: {lack}, {peak:.1f} GB were estimated. Restart the "
             f"kernel, which frees what is held. {_advice(profile, stage, 0.95 * peak - missing)}{more}")
 
 

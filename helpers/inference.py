@@ -62,7 +62,7 @@ def predict(
     tokenizer.padding_side = "left"
     try:
         for start in progress(range(0, len(order), batch_size)):
-            chosen = order[start : start + batch_size]
+            chosen, width = order[start : start + batch_size], "many"
             part = keep and keep / f"{start}.json"
             kept = course.read(part).get("rows", []) if part else []
             if [row["hadm_id"] for row in kept] == [int(cases["hadm_id"].iloc[i]) for i in chosen for _ in range(samples)]:

@@ -285,11 +285,12 @@ def write_card(folder: str | Path, profile: Any, metrics: dict[str, Any], *, mod
 
 
 def _sums(folder: str | Path) -> dict[str, str]:
-    """sha256 of each file of weights, through a map of it: they can be larger than the memory."""
-    import numpy as np
-
-    maps = {path.name: np.memmap(path, np.uint8, "r") for path in sorted(Path(folder).glob("*.safetensors"))}
-    return {name: hashlib.sha256(weights).hexdigest() for name, weights in maps.items()}
+    """sha256 of each file of weights, in subfolders too."""
+    sums = {}
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        with path.open("rb") as weights:
+            sums[str(path.relative_to(folder))] = hashlib.file_digest(weights, "sha256").hexdigest()
+    return sums
 
 
 def push(folder: str | Path, repository: str, *, private: bool = True, allowed_to_share: bool = False) -> str:

@@ -74,12 +74,14 @@ def read_template(path: str | Path) -> Callable[[str], list[dict[str, str]]]:
     roles, for text that is not UTF-8, or unless exactly one turn has exactly one `{note}`.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         table = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
         table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
         rows = list(table)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: this is no CSV in UTF-8 ({error}). Put text in double quotes, quotes in it twice.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: this is not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8.") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: this is no CSV ({error}). Put text in double quotes, and double those in it.") from error
     if not rows or not {"role", "content"} <= set(table.fieldnames):
         found = ", ".join(table.fieldnames) or "nothing"
         raise ValueError(f"{path}: the columns role and content are needed, and a row (found: {found}).")

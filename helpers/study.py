@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from helpers import course, inference, metrics, mimic, models, profiles, prompts, rewards, synthetic, traces
 
@@ -50,26 +51,9 @@ class Arm:
     longer: float = 1.0  # times the profile's steps
 
 
-# Supervised arms see each of their rows as often as SFT sees its traces (about 2.4 times): twice the rows, twice the steps.
-ARMS = {
-    "sft": Arm("SFT on the traces of half of the cases"),
-    "grpo": Arm("SFT, then GRPO with the hierarchical reward", "sft", ("format_reward", "hierarchical_reward"), (0.1, 1.0)),
-    "sft-codes": Arm("supervised on the codes of all cases, without reasons", taught="codes", longer=2.0),
-    "sft-own": Arm("rejection sampling: SFT on the traces and on the SFT model's own right answers", "sft", taught="own",
-                   longer=1.5),
-    "grpo-strict": Arm("SFT, then GRPO that pays the exact code alone", "sft", ("format_reward", "exact_reward"), (0.1, 1.0)),
-    "sft-no-habit": Arm("SFT, the teacher without its habit", habit=0.0, core=False),
-    "grpo-no-habit": Arm("GRPO after the teacher without its habit", "sft-no-habit", ("format_reward", "hierarchical_reward"),
-                         (0.1, 1.0), core=False),
-    "sft-longer": Arm("SFT with twice the steps", longer=2.0, core=False),
-    "grpo-longer": Arm("GRPO with four times the steps", "sft", ("format_reward", "hierarchical_reward"), (0.1, 1.0), core=False,
-                       longer=4.0),
-    "grpo-prefix": Arm("GRPO that pays the common prefix", "sft", ("format_reward", "prefix_reward"), (0.1, 1.0), core=False),
-    "grpo-released": Arm("GRPO with the released reward", "sft", ("deepicd_reward",), (1 / 60,), core=False),
-    "grpo-grounded": Arm("GRPO, hierarchical and grounding rewards", "sft",
-                         ("format_reward", "hierarchical_reward", "grounding_reward"), (0.1, 1.0, 0.2), core=False),
-    "grpo-zero": Arm("GRPO without SFT", rewards=("format_reward", "hierarchical_reward"), weights=(0.1, 1.0), core=False),
-}  # fmt: skip
+_RECORDS = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text(encoding="utf-8"))
+ARMS = {name: Arm(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+        for name, record in _RECORDS.items()}  # fmt: skip
 
 
 def folder() -> Path:
@@ -81,10 +65,10 @@ def hospitals() -> tuple[Path, Path]:
     """Data folders of the course's hospital and of the study's test hospital, made if missing."""
     from filelock import FileLock
 
-    made = []
-    for name, admissions, seed in (("train", profiles.get("tiny").admissions, 0), ("test", TEST_ADMISSIONS, TEST_SEED)):
-        path = folder() / f"hospital-{name}"
-        with FileLock(folder() / f"hospital-{name}.lock"):
+    made, book = [], synthetic.casebook().sha256[:8]
+    for admissions, seed in ((profiles.get("tiny").admissions, 0), (TEST_ADMISSIONS, TEST_SEED)):
+        path = folder() / f"hospital-{seed}-{admissions}-{book}"
+        with FileLock(path.with_suffix(".lock")):
             if not path.is_dir():
                 synthetic.write_hospital(path, admissions=admissions, seed=seed)
         made.append(path)
@@ -194,8 +178,12 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
 def settings(name: str) -> dict[str, Any]:
     """All that an arm's adapter depends on beside the seed: its own settings, the profile's, those of the arm it starts from."""
     own = {key: value for key, value in asdict(ARMS[name]).items() if key not in ("about", "core")}
-    start, profile = ARMS[name].start, profiles.get("tiny").record("grpo" if ARMS[name].rewards else "sft")
-    return json.loads(json.dumps(own | {"start": settings(start) if start else None, "profile": profile}))
+    start, profile = ARMS[name].start, profiles.get("tiny")
+    record = profile.record("grpo" if ARMS[name].rewards else "sft")
+    for shared in ("sft_lora_r", "sft_lora_alpha", "grpo_4bit"):  # GRPO has the LoRA of SFT, and all answer as GRPO does
+        record[shared] = getattr(profile, shared)
+    own |= {"start": settings(start) if start else None, "profile": record, "casebook": synthetic.casebook().sha256}
+    return json.loads(json.dumps(own))
 
 
 def adapter(name: str, seed: int) -> Path:
@@ -209,9 +197,11 @@ def adapter(name: str, seed: int) -> Path:
     with FileLock(out.with_name(f"{name}.lock")):
         work, made_with = out.with_name(f".{name}.work"), out.with_name(f".{name}.json")
         if course.read(made_with) not in ({}, now):
-            print(f"seed {seed}, {name}: its settings have changed, so it is trained anew", flush=True)
-            for path in (out, work):
-                shutil.rmtree(path, ignore_errors=True)
+            print(f"seed {seed}, {name}: its settings have changed, so it is trained anew (before.{name}: as it was)", flush=True)
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(before := out.with_name(f"before.{name}"), ignore_errors=True)
+            if out.is_dir():
+                out.rename(before)
         course.write(made_with, now)
         if not out.is_dir():
             train(name, seed, out, adapter(start, seed) if start else None)
@@ -242,8 +232,8 @@ def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
 
     then, answered = course.read(results / "design.json").get("settings", {}), {column.split("/")[0] for column in done()}
     if changed := [name for name in ARMS if name in answered and then.get(name) not in (None, settings(name))]:
-        raise ValueError(f"{table} has answers of {', '.join(changed)}, made with other settings than those of now: move "
-                         f"{results} away to start anew, or give the changed arm a name of its own.")
+        raise ValueError(f"{table} has answers of {', '.join(changed)}, made with other settings than those of now. Put the "
+                         f"settings back (what you try goes into an arm of its own), or move {results} away to start anew.")
     design = {"primary": PRIMARY, "secondary": SECONDARY, "margin": MARGIN, "test_cases": len(cases), "watched": WATCHED}
     course.write(results / "design.json", {"about": {name: arm.about for name, arm in ARMS.items()}, **design,
                                            "settings": {name: settings(name) for name in ARMS}})  # fmt: skip
@@ -265,6 +255,8 @@ def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
                        "usable": round(said["predicted"].notna().mean(), 4)}  # fmt: skip
                 log.to_csv(results / f"log-{name}-{seed}.csv", index=False)
                 with FileLock(folder() / "table.lock"):
+                    if course.read(results / "design.json").get("settings", {}).get(name) != settings(name):
+                        raise ValueError(f"{name}: another study changed its settings meanwhile: its answers are not put down.")
                     lines = made.read_text().splitlines() if made.exists() else [",".join(row)]
                     lines = [line for line in lines if not line.startswith(f"{name},{seed},")]  # of a run killed just here
                     course.write(made, "\n".join([*lines, ",".join(map(str, row.values()))]) + "\n")
@@ -319,12 +311,12 @@ def contrast(table: pd.DataFrame, a: str, b: str, *, n_boot: int = 1000, seed: i
 
 
 def scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Macro-F1 per level and the share of usable answers, one row for each arm and seed that has answered."""
-    rows, order = [], [*ARMS]
-    for column in sorted((c for c in table if "/" in c), key=lambda c: order.index(c.split("/")[0])):
+    """Macro-F1 per level and the share of usable answers, one row for each arm of ARMS and seed that has answered."""
+    rows, order = [], list(ARMS)
+    columns = [(*column.split("/"), column) for column in table if column.split("/")[0] in ARMS]
+    for arm, seed, column in sorted(columns, key=lambda c: (order.index(c[0]), int(c[1]))):
         said = [None if v == "NIL" else v for v in table[column]]
         found = metrics.report([*table["code"]], said, n_boot=0)
-        arm, seed = column.split("/")
         rows.append({"arm": arm, "seed": int(seed), **{level: found[level]["f1_gold"] for level in metrics.LEVELS},
                      "usable": found["usable"]})  # fmt: skip
     return pd.DataFrame(rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +14,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import larger
-from helpers import models
+from helpers import models, profiles, study
 from helpers.tiny_base import build
 
 
@@ -48,8 +51,87 @@ def test_what_cannot_be_done_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert larger.main([]) == 2
     assert "no CUDA device" in (said := capsys.readouterr()).err and said.err.count("\n") == 1 and not said.out
-    assert larger.main(["--cpu", "--times", "1", "0.01"]) == 2
-    assert "--times 0.01" in (said := capsys.readouterr()).err and said.err.count("\n") == 1 and not said.out
+    for wrong, said in (("--times 1 0.01", "--times 0.01"), ("--times 0", "above 0"), ("--batches 20", "--batches be 50"),
+                        ("--more-steps 0.001", "a step of GRPO")):  # fmt: skip
+        assert larger.main(["--cpu", *wrong.split()]) == 2
+        told = capsys.readouterr()
+        assert said in told.err and told.err.count("\n") == 1 and not told.out
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> larger.Bench:
+    """A bench whose trainings leave an empty folder, and whose answers are one code."""
+    done: list[str] = []
+
+    def pretrain(out: Path, times: float, batches: int, batch_tokens: int) -> None:
+        done.append(out.name[: len("base-x10-60")])
+        out.mkdir()
+        record = {"parameters": 7, "tokens_seen": 8, "held_out_perplexity": 1.5}
+        (out / "manifest.json").write_text(json.dumps(record))
+
+    def train(arm: str, seed: int, out: Path, start: Path | None, profile: profiles.Profile) -> None:
+        done.append(f"{arm}-{seed} after {start.name[:3]}" if start else f"{arm}-{seed}")
+        out.mkdir()
+
+    cases = pd.DataFrame({"subject_id": [1, 2], "hadm_id": [3, 4], "code": ["I10", "J189"]})
+    ideal = pd.DataFrame({"full": ["I10", "J189"]}, index=[3, 4])
+    monkeypatch.setattr(larger, "pretrain", pretrain)
+    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(larger.models, "load", lambda *_, **__: (None, None))
+    monkeypatch.setattr(study, "_answers", lambda *_: pd.DataFrame({"predicted": ["I10", None]}))
+    monkeypatch.setattr(study, "hospitals", lambda: (tmp_path, tmp_path))
+    monkeypatch.setattr(larger.synthetic, "ideal_reader", lambda _: ideal)
+    made = larger.Bench(tmp_path / "larger", profiles.get("tiny"), cases, "card", 512)
+    made.done = done
+    return made
+
+
+STAMP = {"device": "card", "versions": "torch 2"}
+
+
+def asked(**changed) -> list[larger.Job]:
+    options = {"times": [1, 10], "batches": 60, "more_steps": [1], "seeds": [0]} | changed
+    return larger.jobs(argparse.Namespace(**options), profiles.get("tiny"))
+
+
+def test_everything_is_made_once_and_rows_of_earlier_commands_stay(bench: larger.Bench, tmp_path: Path) -> None:
+    path = tmp_path / "larger-card.csv"
+    larger.run(bench, asked(), float("inf"), path, STAMP)
+    first = ["sft-0", "grpo-0 after sft", "base-x10-60", "sft-0", "grpo-0 after sft"]
+    assert bench.done == first
+    larger.run(bench, asked(seeds=[1], times=[1]), float("inf"), path, STAMP)
+    assert bench.done == [*first, "sft-1", "grpo-1 after sft"]
+    table = larger.run(bench, asked(seeds=[0, 2], batches=70), 0.0, path, STAMP)  # no time left: what is there stays
+    assert len(bench.done) == 7
+    kept = pd.read_csv(path, comment="#")
+    for rows in (table, kept):
+        assert rows["status"].value_counts().to_dict() == {"measured": 6, "not measured: time was up": 6, "computed": 1}
+    assert set(kept.loc[kept["status"] == "measured", "full"]) == {0.5}
+    assert set(kept["parameters"].dropna()) == {7, models.tiny_manifest()["parameters"]}, "whole numbers stay whole"
+    larger.run(bench, asked(times=[1]), 0.0, path, STAMP | {"versions": "torch 3"})
+    assert "measured" not in set(pd.read_csv(path, comment="#")["status"]), "figures of other versions stand under this stamp"
+
+
+def test_another_device_or_other_settings_share_nothing(bench: larger.Bench) -> None:
+    bench.row(job := asked(times=[1])[0])
+    for name, value in (("device", "other card"), ("profile", dataclasses.replace(bench.profile, sft_lr=1.0))):
+        setattr(bench, name, value)
+        before = len(bench.done)
+        bench.row(job)
+        assert len(bench.done) == before + 1, name
+
+
+def test_what_failed_costs_its_rows_alone_and_is_not_tried_again(bench: larger.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def broken(*_) -> None:
+        tried.append(1)
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(larger, "pretrain", broken)
+    table = larger.run(bench, asked(), float("inf"), None, STAMP).set_index(["base", "arm"])["status"]
+    assert len(tried) == 1 and (table["shipped"] == "measured").all()
+    assert table["10 x", "sft"] == "failed: RuntimeError: no room" and "failed: RuntimeError: no room" in table["10 x", "grpo"]
 
 
 @pytest.mark.slow
@@ -60,11 +142,14 @@ def test_a_dry_run_goes_through_all_of_it(tmp_path: Path, root: Path) -> None:
     (path,) = tmp_path.glob("*.csv")
     table = pd.read_csv(path, comment="#")
     assert list(table.columns) == list(larger.COLUMNS)
-    assert list(table["status"]) == ["computed"] + ["measured"] * 6
-    assert table.loc[0, "arm"] == "ideal reader" and table.loc[0, "chapter"] > 0.9
-    assert list(table.loc[1:, "arm"]) == ["sft", "grpo", "grpo"] * 2 and list(table.loc[1:, "steps"]) == [6, 2, 4] * 2
-    assert set(table.loc[4:, "parameters"]) == {755_100} and (table.loc[4:, "perplexity"] > 100).all(), "it hardly read anything"
-    assert (table.loc[1:, ["train_minutes", "answer_minutes"]] > 0).all().all()
+    ideal = table[table["arm"] == "ideal reader"]
+    assert list(ideal["status"]) == ["computed"] and ideal["chapter"].item() > 0.9
+    made = table[table["arm"] != "ideal reader"]
+    assert (made["status"] == "measured").all() and (made[["train_minutes", "answer_minutes"]] > 0).all().all()
+    told = sorted(zip(made["base"], made["arm"], made["steps"], strict=True))
+    assert told == sorted((base, *rest) for base in ("0.2 x", "shipped") for rest in (("sft", 6), ("grpo", 2), ("grpo", 4)))
+    small = made[made["base"] == "0.2 x"]
+    assert small["parameters"].between(7e5, 8e5).all() and (small["perplexity"] > 100).all(), "it hardly read anything"
 
 
 @pytest.mark.slow

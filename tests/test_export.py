@@ -106,6 +106,11 @@ def test_weights_that_changed_after_the_card_are_not_pushed_under_it(tmp_path: P
     (tmp_path / "model-00002.safetensors").write_bytes(b"one more")
     with pytest.raises(ValueError, match="not those"):
         models.push(tmp_path, "me/mine", allowed_to_share=True)
+    card(tmp_path)
+    (tmp_path / "checkpoint-20").mkdir()  # which the hub's filter takes along
+    (tmp_path / "checkpoint-20" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="not those"):
+        models.push(tmp_path, "me/mine")
     assert len(done) == 1
 
 
@@ -137,8 +142,10 @@ def test_a_prompt_file_as_a_spreadsheet_saves_it(tmp_path: Path) -> None:
     path = tmp_path / "prompt.csv"
     path.write_bytes(b'\xef\xbb\xbfRole, Content\r\nsystem,"Code it.\r\nOnce."\r\n\r\nuser,{note}\r\n')
     assert [turn["content"] for turn in prompts.read_template(path)("CC: pain")] == ["Code it.\nOnce.", "CC: pain"]
+    path.write_bytes(b'role,content\rsystem,"Code it."\ruser,{note}\r')  # of an old Mac
+    assert len(prompts.read_template(path)("CC: pain")) == 2
     path.write_bytes("role,content\nuser,Läs {note}\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"prompt\.csv: this is no CSV in UTF-8 .*invalid"):
+    with pytest.raises(ValueError, match=r"prompt\.csv: this is not UTF-8 .*Save the file as UTF-8"):
         prompts.read_template(path)
 
 

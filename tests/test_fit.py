@@ -315,7 +315,8 @@ def test_out_of_memory_names_what_to_lower_and_by_how_much(card: Any) -> None:
     assert "about 0.5 GB were missing" in text and "sft_batch = 1" in text
     room = 0.95 * peak(p, "sft") - (1.0 * 2**30 - 512 * 2**20) / 1e9
     assert all(gb <= room for _, gb in fit.remedies(p, "sft", room))
-    assert "about 0.0 GB were missing" in fit.oom_advice(RuntimeError("out of memory"), p, "sft")
+    assert "how much was missing is not told" in fit.oom_advice(RuntimeError("out of memory"), p, "sft")
+    assert "about 8004.4 GB were missing" in fit.oom_advice(MemoryError("Unable to allocate 7.28 TiB for an array"), p, "sft")
 
 
 def test_memory_that_runs_out_on_a_cpu_names_what_to_lower_too() -> None:
@@ -331,6 +332,8 @@ def test_memory_that_runs_out_on_a_cpu_names_what_to_lower_too() -> None:
 
 @pytest.mark.parametrize(("error", "ours"), [
     (MemoryError(), True), (RuntimeError("std::bad_alloc"), True), (MemoryError("Unable to allocate 7.28 TiB"), True),
+    (RuntimeError("[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+    (RuntimeError("unable to mmap 8 bytes from file <x>: Cannot allocate memory (12)"), True),
     (RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB."), True), (RuntimeError("shapes do not match"), False),
     (MemoryError("128 prompts of 400 tokens do not fit: set batch_size to 64."), False), (ValueError("out of memory"), False),
 ])  # fmt: skip

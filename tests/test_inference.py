@@ -143,6 +143,22 @@ def test_out_of_memory_says_what_to_lower(loaded, cases: pd.DataFrame, error: Ex
             inference.predict(model, tokenizer, cases, batch_size=1)
 
 
+def test_memory_that_runs_out_before_the_first_batch_is_on_the_device_says_what_to_lower(loaded, cases: pd.DataFrame) -> None:
+    model, tokenizer = loaded
+
+    class Full:
+        padding_side = "right"
+
+        def __getattr__(self, name: str):
+            return getattr(tokenizer, name)
+
+        def __call__(self, *_, **__):
+            raise MemoryError
+
+    with pytest.raises(MemoryError, match="^4 prompts of many tokens with 1 answers each do not fit: set batch_size to 2"):
+        inference.predict(model, Full(), cases, batch_size=4)
+
+
 CROWDED = """
 import resource, sys
 import pandas as pd

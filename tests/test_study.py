@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import small_course as small
 
-from helpers import metrics, profiles, study
+from helpers import course, metrics, profiles, study
 
 CODES = ["I2101", "I214", "J189", "A419", "E870", "N179"]
 
@@ -161,10 +161,50 @@ def test_answers_of_arms_that_changed_are_not_mixed_with_new_ones(tmp_path: Path
         patch.setitem(study.ARMS, "sft", dataclasses.replace(study.ARMS["sft"], habit=0.1))
         with pytest.raises(ValueError, match="answers of sft, grpo, made with other settings"):
             study.run([0], ["sft"], tmp_path)
-    patched = dataclasses.replace(profiles.get("tiny"), grpo_lr=1.0)
-    monkeypatch.setitem(profiles.PROFILES, "tiny", patched)
-    with pytest.raises(ValueError, match="answers of grpo, made with other settings"):
+    tiny = profiles.get("tiny")
+    for field, value, arms in (("grpo_lr", 1.0, "grpo"), ("sft_lora_r", 8, "sft, grpo"), ("grpo_4bit", False, "sft, grpo"),
+                               ("admissions", 99, "sft, grpo")):  # fmt: skip
+        monkeypatch.setitem(profiles.PROFILES, "tiny", dataclasses.replace(tiny, **{field: value}))
+        with pytest.raises(ValueError, match=f"answers of {arms}, made with other settings"):
+            study.run([0], ["sft"], tmp_path)
+
+
+def test_another_size_is_another_hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "folder", lambda: tmp_path)
+    monkeypatch.setattr(study, "TEST_ADMISSIONS", 5)
+    found = []
+    for admissions in (6, 8, 6):
+        monkeypatch.setitem(profiles.PROFILES, "tiny", dataclasses.replace(profiles.get("tiny"), admissions=admissions))
+        found.append(study.hospitals())
+    assert found[0] == found[2] and found[0][0] != found[1][0] and found[0][1] == found[1][1]
+
+
+def test_a_study_whose_settings_another_one_changed_meanwhile_puts_nothing_down(tmp_path: Path, monkeypatch) -> None:
+    cases = pd.DataFrame({"subject_id": [1, 2], "hadm_id": [3, 4], "code": ["I10", "J189"]})
+    log = pd.DataFrame({"step": [1], "loss": [0.5]})
+
+    def adapter(name: str, seed: int) -> Path:
+        log.to_csv(tmp_path / "training_log.csv", index=False)
+        design = course.read(tmp_path / "design.json")
+        design["settings"][name]["longer"] = 3.0  # the other study's
+        course.write(tmp_path / "design.json", design)
+        return tmp_path
+
+    monkeypatch.setattr(study, "test_cases", lambda: cases)
+    monkeypatch.setattr(study, "folder", lambda: tmp_path)
+    monkeypatch.setattr(study, "adapter", adapter)
+    monkeypatch.setattr(study.models, "load", lambda *_, **__: (None, None))
+    monkeypatch.setattr(study, "_answers", lambda *_: pd.DataFrame({"predicted": ["I10", None]}))
+    with pytest.raises(ValueError, match="sft: another study changed its settings"):
         study.run([0], ["sft"], tmp_path)
+    assert not (tmp_path / "predictions.csv").exists() and not (tmp_path / "runs.csv").exists()
+
+
+def test_scores_come_in_the_order_of_arms_and_seeds_and_unknown_arms_are_left_out() -> None:
+    answers = table({1: 0.3, 0: 0.2}).rename(columns=lambda c: c.replace("a/", "grpo/").replace("b/", "sft/"))
+    answers["gone/0"] = "I10"
+    found = study.scores(answers)
+    assert [*zip(found["arm"], found["seed"], strict=True)] == [("sft", 0), ("sft", 1), ("grpo", 0), ("grpo", 1)]
 
 
 def test_an_adapter_made_with_other_settings_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -185,7 +225,8 @@ def test_an_adapter_made_with_other_settings_is_trained_anew(tmp_path: Path, mon
     monkeypatch.setitem(study.ARMS, "grpo", dataclasses.replace(study.ARMS["grpo"], longer=2.0))
     study.adapter("grpo", 0)
     assert trained == ["sft", "grpo", "grpo"]
-    assert capsys.readouterr().out == "seed 0, grpo: its settings have changed, so it is trained anew\n"
+    assert "seed 0, grpo: its settings have changed, so it is trained anew" in capsys.readouterr().out
+    assert (tmp_path / "seed-0" / "before.grpo").is_dir(), "hours of training are not thrown away"
     monkeypatch.setitem(study.ARMS, "sft", dataclasses.replace(study.ARMS["sft"], habit=0.0))
     study.adapter("grpo", 0)
     assert trained == ["sft", "grpo", "grpo", "sft", "grpo"]

@@ -231,7 +231,7 @@ def show(table: pd.DataFrame) -> str:
 
 
 def put(rows: list[dict[str, Any]], path: Path | None, stamp: dict[str, str]) -> pd.DataFrame:
-    """These rows as a table, with what the CSV holds of other commands with the same versions; written there, if a path is given."""
+    """These rows as a table, with what the CSV holds of other commands with the same versions; written there, if there is one."""
     new = pd.DataFrame(rows, columns=list(COLUMNS))
     if not path:
         return new

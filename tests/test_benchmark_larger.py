@@ -95,7 +95,7 @@ def asked(**changed) -> list[larger.Job]:
 
 
 def test_everything_is_made_once_and_rows_of_earlier_commands_stay(bench: larger.Bench, tmp_path: Path) -> None:
-    path = tmp_path / "larger-card.csv"
+    path = tmp_path / "gpu" / "larger-card.csv"  # whose folder is not there yet
     larger.run(bench, asked(), float("inf"), path, STAMP)
     first = ["sft-0", "grpo-0 after sft", "base-x10-60", "sft-0", "grpo-0 after sft"]
     assert bench.done == first
@@ -110,6 +110,7 @@ def test_everything_is_made_once_and_rows_of_earlier_commands_stay(bench: larger
     assert set(kept["parameters"].dropna()) == {7, models.tiny_manifest()["parameters"]}, "whole numbers stay whole"
     larger.run(bench, asked(times=[1]), 0.0, path, STAMP | {"versions": "torch 3"})
     assert "measured" not in set(pd.read_csv(path, comment="#")["status"]), "figures of other versions stand under this stamp"
+    assert [other.name for other in path.parent.iterdir()] == [path.name], "something is left beside the figures"
 
 
 def test_another_device_or_other_settings_share_nothing(bench: larger.Bench) -> None:

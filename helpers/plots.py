@@ -207,12 +207,12 @@ def _panels(titles: Sequence[str], bands: Mapping[str, np.ndarray], ceiling: Seq
 def code_frequencies(cases: pd.DataFrame) -> Figure:
     """The long tail: cases per code against the rank of the code, one line per split, both axes logarithmic."""
     fig, ax = plt.subplots(figsize=(WIDTH, 3.6))
-    ends = []
+    ends = []  # a little apart where curves end at the same height: the longer one lies above
     for split, shade in (("test", INK), ("val", MID), ("train", DEEP)):
         counts = cases.loc[cases["split"] == split, "code"].value_counts().to_numpy()
         if len(counts):
             ax.plot(np.arange(1, len(counts) + 1), counts, color=shade, marker=".", ms=5, lw=1.5)
-            ends.append((counts[-1], f"{split}: {counts.sum():,} cases\n{len(counts)} codes, "
+            ends.append((counts[-1] + counts.sum() / 1e6, f"{split}: {counts.sum():,} cases\n{len(counts)} codes, "
                                      f"{(counts < 10).sum()} below 10", shade))
     ax.set(xscale="log", yscale="log", xlabel="codes, most frequent first (rank)", ylabel="cases",
            title="Cases of each code, by split")
@@ -343,7 +343,7 @@ def grpo_panel(log: pd.DataFrame) -> Figure:
     _curves(a, log, names | {"reward": ("total", colour("grpo"))}, "Reward and its components")
     _curves(b, log, {"eval_reward": ("", colour("grpo"))}, "Reward on held-out prompts")
     _curves(c, log, {"group_reward_std" if own else "reward_std": ("std in\ngroups" if own else "std of\nbatch", _OTHERS[1]),
-                     "frac_reward_zero_std": ("flat\ngroups", INK)}, "Spread of the rewards")
+                     "frac_reward_zero_std": ("flat\ngroups", INK)}, "Spread; share of flat groups")
     _curves(d, log, {"completions/mean_length": ("", "#555555")}, _TITLES["completions/mean_length"])
     return fig
 
@@ -778,7 +778,7 @@ def study_curves(logs: Mapping[str, Sequence[pd.DataFrame]], names: Mapping[str,
         for arm, each in logs.items():
             shade = colour(arm)
             own = [log.dropna(subset=[column]).drop_duplicates("step").set_index("step")[column] for log in each if column in log]
-            own = [line.rolling(1 if column == "eval_reward" else 5, min_periods=1).mean() for line in own if len(line)]
+            own = [line.rolling(1 if column == "eval_reward" else min(5, len(line))).mean().dropna() for line in own if len(line)]
             for line in own:
                 ax.plot(line.index, line, color=shade, lw=0.8, alpha=0.45)
             mean = pd.concat(own, axis=1).dropna().mean(axis=1) if own else []

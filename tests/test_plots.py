@@ -453,6 +453,15 @@ def test_funnel_and_lengths_print_their_shares():
     assert "length of the trace (tokens)" in texts and "note" not in texts
 
 
+def test_labels_of_the_long_tail_stand_in_the_order_of_its_curves():
+    codes = ["I10", "J189", "A419", "I214"]
+    cases = pd.DataFrame({"code": codes * 9, "split": ["train"] * 20 + ["val"] * 4 + ["test"] * 12})
+    cases.loc[35, "code"] = "K922"  # both small splits end at one case
+    cases.loc[23, "code"] = "N179"
+    labels = {t.get_text().split(":")[0]: t.get_position()[1] for t in plots.code_frequencies(cases).axes[0].texts}
+    assert sorted(labels, key=labels.get) == ["val", "test", "train"]
+
+
 def test_a_single_class_and_a_single_case_are_drawn():
     cases = pd.DataFrame({"subject_id": [1, 2], "hadm_id": [1, 2], "code": "I10", "chapter": 9, "split": ["train", "test"]})
     table = pd.DataFrame({"subject_id": [2], "hadm_id": [2], "sample": 0, "predicted": ["I10"]})
@@ -534,10 +543,13 @@ def test_study_curves_draw_each_seed_thin_and_their_mean_thick():
     titles = [ax.get_title(loc="left") for ax in fig.axes]
     assert [t.split()[0] for t in titles] == ["Mean", "Share", "Reward"], "reward_std is the batch's: flat groups tell more"
     one, other, mean, *_ = fig.axes[0].lines
-    expected = grpo_log(30).dropna(subset=["reward"])["reward"].rolling(5, min_periods=1).mean()
+    expected = grpo_log(30).dropna(subset=["reward"])["reward"].rolling(5).mean()[4:].to_numpy()
     assert one.get_ydata() == pytest.approx(expected) and set(other.get_ydata()) == {2.0}
-    assert mean.get_linewidth() > 2 * one.get_linewidth() and mean.get_xdata().tolist() == list(range(1, 21))
-    assert mean.get_ydata() == pytest.approx((expected[:20] + 2) / 2), "as far as all seeds went"
+    assert one.get_xdata().tolist() == list(range(5, 31)), "a mean of five steps begins at the fifth"
+    assert mean.get_linewidth() > 2 * one.get_linewidth() and mean.get_xdata().tolist() == list(range(5, 21))
+    assert mean.get_ydata() == pytest.approx((expected[:16] + 2) / 2), "as far as all seeds went"
+    short = plots.study_curves({"grpo": [grpo_log(3)]}).axes[0].lines[0]
+    assert short.get_xdata().tolist() == [3], "a log of three steps has a mean of three"
     assert fig.axes[2].lines[0].get_xdata().tolist() == [10, 20, 30], "held-out rewards come seldom: no smoothing"
     assert fig.axes[2].lines[0].get_ydata() == pytest.approx([0.55, 0.6, 0.65])
     assert sorted(t.get_text().replace("\n", " ") for t in fig.axes[0].texts) == [ARMS["grpo-strict"], ARMS["grpo"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,11 @@ def test_the_tiny_profile_stays_on_the_cpu_and_without_a_launcher_one_card_is_ta
     assert visible(ICD_PROFILE="t4") == "see 0"
     assert visible(ICD_PROFILE="t4", CUDA_VISIBLE_DEVICES="1") == "see 1"
     assert visible(ICD_PROFILE="t4", LOCAL_RANK="1") == "see None"
+
+
+def test_the_first_cell_of_each_notebook_names_the_time_and_memory_that_were_measured() -> None:
+    tiny = profiles.get("tiny")
+    for path in sorted(course.notebooks_dir().glob("0*.ipynb")):
+        head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        memory = f", {tiny.peak_gb[path.stem]} GB" if path.stem in tiny.peak_gb else ""
+        assert re.search(rf"\| time and memory \| tiny: {tiny.expected(path.stem)}{memory} [|·]", head), path.name

@@ -141,6 +141,16 @@ def test_every_figure_that_a_cell_saves_is_shown(path: Path) -> None:
 # ----------------------------------------------------------------------------------- what must not be there
 
 
+def test_the_answers_quoted_in_notebook_0_are_those_of_notebook_5() -> None:
+    cells = {p.stem[:2]: nbformat.read(p, as_version=4).cells for p in NOTEBOOKS}
+    quoted = [block for cell in cells["00"] if cell.id == "00-07a" for block in re.findall(r"```text\n(.*?)```", cell.source, re.S)]
+    said = "".join(out.get("text", "") for cell in cells["05"] if cell.cell_type == "code" for out in cell.outputs)
+    said = "\n".join(line.rstrip() for line in said.splitlines() if line.strip())
+    assert len(quoted) == 2
+    for block in quoted:
+        assert "\n".join(line for line in block.splitlines() if line.strip()) in said
+
+
 def test_nothing_of_a_machine_stands_in_the_repository() -> None:
     home = re.compile(r"(?<![\w.])/(?:home|root|Users|workspace|mnt)/[\w.-]+/|[A-Z]:\\Users\\")
     found = [f"{p.relative_to(ROOT)}: {m.group()}" for p, text in texts() for m in home.finditer(text)]

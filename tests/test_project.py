@@ -143,7 +143,8 @@ def test_every_figure_that_a_cell_saves_is_shown(path: Path) -> None:
 
 def test_the_answers_quoted_in_notebook_0_are_those_of_notebook_5() -> None:
     cells = {p.stem[:2]: nbformat.read(p, as_version=4).cells for p in NOTEBOOKS}
-    quoted = [block for cell in cells["00"] if cell.id == "00-07a" for block in re.findall(r"```text\n(.*?)```", cell.source, re.S)]
+    quote = next(cell.source for cell in cells["00"] if cell.id == "00-07a")
+    quoted = re.findall(r"```text\n(.*?)```", quote, re.S)
     said = "".join(out.get("text", "") for cell in cells["05"] if cell.cell_type == "code" for out in cell.outputs)
     said = "\n".join(line.rstrip() for line in said.splitlines() if line.strip())
     assert len(quoted) == 2

@@ -382,6 +382,7 @@ def write_cases(
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from joblib import cpu_count  # those that this process may use
     from tqdm.auto import tqdm
 
     data_dir, out = Path(data_dir), Path(out)
@@ -406,7 +407,7 @@ def write_cases(
         aside, whole = Path(folder) / "notes.parquet", Path(folder) / "cases.parquet"
         with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
             chunks = _candidates(data_dir, labels, admissions, skipped, chunk, lambda at: bar.update(at - bar.n))
-            for rows in _in_order(chunks, workers or _cores()):
+            for rows in _in_order(chunks, workers or cpu_count()):
                 if rows:
                     writer.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], schema=schema))
         small = pq.read_table(aside, columns=[n for n in schema.names if n != "note"])
@@ -492,10 +493,6 @@ def _read_meta(path: str | Path, key: str) -> dict[str, int]:
     if key.encode() not in meta:
         raise ValueError(f"{path} holds no {key}: it was not written by `python -m helpers.mimic`. Make it again.")
     return json.loads(meta[key.encode()])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:

@@ -334,6 +334,14 @@ def configured(reward: Reward, name: str | None = None, **settings: Any) -> Rewa
     return made
 
 
+def named(reward: str | dict[str, dict[str, Any]]) -> Reward:
+    """A reward by its name, or by {name: settings}, as helpers/arms.yaml gives it. Raises ValueError for an unknown one."""
+    name, settings = (reward, {}) if isinstance(reward, str) else next(iter(reward.items()))
+    if not name.endswith("_reward") or name not in globals():
+        raise ValueError(f"no reward is called {name}. Known: {', '.join(key for key in globals() if key.endswith('_reward'))}.")
+    return configured(globals()[name], **settings)
+
+
 def total(completions: Sequence[Any], code: Sequence[str], rewards: Sequence[Reward] = DEFAULT,
           weights: Sequence[float] = DEFAULT_WEIGHTS, **columns: Any) -> list[float]:
     """The weighted sum of rewards, as TRL forms it from `reward_funcs` and `reward_weights`."""

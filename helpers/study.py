@@ -43,7 +43,7 @@ class Arm:
 
     about: str
     start: str | None = None
-    rewards: tuple[str, ...] = ()  # GRPO with these; none: SFT
+    rewards: tuple[str | dict[str, Any], ...] = ()  # GRPO with these (rewards.named); none: SFT
     weights: tuple[float, ...] = ()
     taught: str = "traces"  # SFT on: traces (of half the cases), codes (of all), own (traces and the start's own right answers)
     habit: float = traces.HABIT
@@ -133,7 +133,7 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
     lora = LoraConfig(r=profile.sft_lora_r, lora_alpha=profile.sft_lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     if arm.rewards:
         model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit, trainable=True)
-        pays, watched = [getattr(rewards, r) for r in arm.rewards], cases_of("val", seed).head(WATCHED)
+        pays, watched = [rewards.named(each) for each in arm.rewards], cases_of("val", seed).head(WATCHED)
 
         def held_out() -> float:
             said = _answers(model, tokenizer, watched, profile)
@@ -169,8 +169,7 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
     trainer.model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     rows = [row for row in trainer.state.log_history if {"loss", "reward", "eval_reward"} & set(row)]
-    log = pd.DataFrame(rows).groupby("step", as_index=False).first()
-    log.to_csv(part / "training_log.csv", index=False)
+    pd.DataFrame(rows).groupby("step", as_index=False).first().to_csv(part / "training_log.csv", index=False)
     part.rename(out)
     shutil.rmtree(work)
 

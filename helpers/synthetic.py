@@ -185,7 +185,7 @@ def evidence(code: str, spans: dict[str, str], book: Casebook, most: int) -> tup
     Ranked by log P(finding | code) - log P(finding), where that exceeds 0.5; at most `most` of them.
     """
     row, index = book.codes.index(code), _likelihoods(book)["index"]
-    marginal = _marginal(book)
+    marginal = book.prior @ book.p_finding
     weight = {name: float(np.log(book.p_finding[row, index[name]] / marginal[index[name]])) for name in spans}
     cited = sorted((name for name in spans if weight[name] > 0.5), key=weight.__getitem__, reverse=True)[:most]
     sibling = book.entries[code].get("unspecified")
@@ -197,10 +197,6 @@ def evidence(code: str, spans: dict[str, str], book: Casebook, most: int) -> tup
 
 
 @lru_cache(maxsize=4)
-def _marginal(book: Casebook) -> np.ndarray:
-    return book.prior @ book.p_finding
-
-
 def ideal_reader(data_dir: str | Path) -> pd.DataFrame:
     """Posterior argmax of every admission of a synthetic hospital, indexed by hadm_id.
 

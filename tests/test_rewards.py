@@ -396,3 +396,15 @@ def test_time_is_linear_in_the_worst_case(reward: rewards.Reward) -> None:
     for unit in UNITS:
         taken = [min(seconds(unit, size, attempt) for attempt in range(3)) for size in (50_000, 200_000)]
         assert taken[1] < 8 * taken[0] + 0.1, unit  # four times the text; quadratic would be sixteen
+
+
+def test_a_reward_is_found_by_name_with_its_settings() -> None:
+    same_chapter = rewards.example("same chapter")
+    assert rewards.named("hierarchical_reward")(**same_chapter) == [0.15]
+    changed = rewards.named({"hierarchical_reward": {"chapter_credit": 0.3}})
+    assert changed(**same_chapter) == [0.3] and changed.__name__ == "hierarchical_reward", "TRL logs it under this name"
+    for wrong in ("total", "no_such_reward"):
+        with pytest.raises(ValueError, match=f"no reward is called {wrong}. Known: format_reward"):
+            rewards.named(wrong)
+    with pytest.raises(ValueError, match="has no setting"):
+        rewards.named({"exact_reward": {"chapter_credit": 0.3}})

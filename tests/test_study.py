@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import small_course as small
 
-from helpers import course, metrics, profiles, study
+from helpers import course, metrics, profiles, rewards, study
 
 CODES = ["I2101", "I214", "J189", "A419", "E870", "N179"]
 
@@ -73,6 +73,7 @@ def test_every_arm_starts_from_one_that_exists_and_the_core_answers_the_question
     for arm in study.ARMS.values():
         assert arm.start is None or arm.start in study.ARMS
         assert len(arm.rewards) == len(arm.weights) and arm.taught in ("traces", "codes", "own")
+        assert all(rewards.named(reward).__name__.endswith("_reward") for reward in arm.rewards)
     core = {name for name, arm in study.ARMS.items() if arm.core}
     assert core == {"sft", "grpo", "grpo-strict", "sft-codes", "sft-own"}
 

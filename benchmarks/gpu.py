@@ -15,12 +15,13 @@ tokenizer is the tiny one that ships with the course: how many tokens there are 
 shorter than the profile allows goes on with the next, so that prompts have the length that the estimate is about.
 
 "TRL defaults": the same model, data, lengths and LoRA, all else as SFTConfig and GRPOConfig come (batch of 8, no accumulation,
-32-bit AdamW, adapters in bf16). An optimiser step is shortened to one generation (GRPO) or two micro-batches (SFT), which
-changes neither the peak nor the pace; profile_step_s is the step of the profile, by proportion. Of each cell's steps the first
-warms up, in GRPO with completions of 8 tokens; the figure is the median of the others. Prompts of a batch differ in length as
-notes do, the longest is as long as the profile allows: the others are padded. Every cell is measured for all models before the
-next one; what the time does not reach says "not measured", and when it is up the process ends, whatever it was doing. Read the
-CSV with pandas.read_csv(path, comment="#").
+adapters in bf16, hence AdamW's states too; the estimate is about ours and not told there). An optimiser step is shortened to
+one generation (GRPO) or two micro-batches (SFT), which changes neither the peak nor the pace; profile_step_s is the step of the
+profile, by proportion. Of each cell's steps the first warms up, in GRPO with completions of 8 tokens; the figure is the median
+of the others. Prompts of a batch differ in length as notes do, the longest is as long as the profile allows: the others are
+padded, on the left, which decides how attention works. Every cell is measured for all models before the next one; what the time
+does not reach says "not measured", and when it is up the process ends, whatever it was doing. Read the CSV with
+pandas.read_csv(path, comment="#").
 """
 
 from __future__ import annotations
@@ -113,9 +114,9 @@ def get_adapter(model: Any, p: Profile) -> Any:
     return get_peft_model(model, lora_of(p))
 
 
-def long_cases(count: int, tokenizer: Any, tokens: int, seed: int = 0) -> pd.DataFrame:
-    """hadm_id, note, code of `count` synthetic admissions. The first note of every eight has at least `tokens` tokens, each of
-    the others 1/64 of that less than the one before it."""
+def long_cases(count: int, tokenizer: Any, tokens: int, seed: int = 0, group: int = 8) -> pd.DataFrame:
+    """hadm_id, note, code of `count` synthetic admissions. The first note of every `group` has at least `tokens` tokens, each of
+    the others 1/64 of that less than the one before it, down to 7/64."""
     from helpers import models, notes, synthetic
 
     drawn = synthetic.draw(24, seed)
@@ -130,7 +131,8 @@ def long_cases(count: int, tokenizer: Any, tokens: int, seed: int = 0) -> pd.Dat
         note = note if i < len(pairs) else rows[i - len(pairs)]["note"]
         rows.append({"hadm_id": i, "note": note, "code": pairs[i % len(pairs)][1]})
     for i, row in enumerate(rows):
-        row["note"] = models.truncate_note(row["note"], tokenizer, tokens - i % 8 * (tokens // 64)) if i % 8 else row["note"]
+        less = i % group % 8 * (tokens // 64)
+        row["note"] = models.truncate_note(row["note"], tokenizer, tokens - less) if less else row["note"]
     return pd.DataFrame(rows)
 
 
@@ -226,7 +228,9 @@ def train(stage: str, p: Profile, tokenizer: Any, steps: int, ours: bool, share:
 
     model = random_model(p.base, tokenizer, four_bit=getattr(p, f"{stage}_4bit"))
     batch, accum = getattr(p, f"{stage}_batch"), getattr(p, f"{stage}_grad_accum")
-    cases = long_cases(steps * batch * accum, tokenizer, p.max_note_tokens)
+    together = batch * (p.grpo_steps_per_generation or accum) // p.grpo_num_generations  # prompts of one generation
+    group = 8 if stage == "sft" else together
+    cases = long_cases(steps * batch * accum, tokenizer, p.max_note_tokens, group=group)
     cuda, watch = torch.cuda.is_available(), stopwatch(share, deadline)
     common: dict[str, Any] = {
         "max_steps": steps, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1000, "seed": 0,
@@ -253,7 +257,7 @@ def train(stage: str, p: Profile, tokenizer: Any, steps: int, ours: bool, share:
         else:
             dataset = traces.grpo_dataset(cases, tokenizer, p.max_note_tokens)
             answers = [prompts.answer(*written_answer(case, tokenizer, p.grpo_max_completion)) for case in cases[:8].itertuples()]
-            common |= {"max_completion_length": p.grpo_max_completion}
+            common |= {"max_completion_length": p.grpo_max_completion, "shuffle_dataset": False}  # a longest prompt in each group
             common |= {"num_generations": p.grpo_num_generations, "temperature": p.grpo_temperature, "beta": p.grpo_beta,
                        "loss_type": p.grpo_loss_type, "reward_weights": list(rewards.DEFAULT_WEIGHTS),
                        "steps_per_generation": p.grpo_steps_per_generation} if ours else {}  # fmt: skip
@@ -275,17 +279,21 @@ def train(stage: str, p: Profile, tokenizer: Any, steps: int, ours: bool, share:
     answer = whole - prompt if stage == "sft" else p.grpo_max_completion
     exact = dataclasses.replace(p, max_prompt_tokens=prompt, max_new_tokens=answer)
     row: dict[str, Any] = {"batch": batch, "accumulate": accum, "prompt_tokens": prompt, "answer_tokens": answer}
-    row |= memory(fit.estimate(exact, stage)["peak"], watch)
-    if not (timed := watch.steps[1:] or watch.steps):
-        return {**row, "status": "not measured: no whole step in the time"}
+    row = timings(watch, row)
+    return row | memory(fit.estimate(exact, stage)["peak"] if ours else None, watch) if "steps" in row else row
+
+
+def timings(watch: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with what a stopwatch saw: medians of the steps after the first. A first step counts where it is the only one,
+    unless its answers were cut short to warm up: then there is no figure."""
+    if not (timed := watch.steps[1:] or ([] if watch.config else watch.steps)):
+        return {**row, "status": f"not measured: {'no step after the warm-up' if watch.steps else 'no whole step'} in the time"}
     seconds = {name: statistics.median(step[name] for step in timed) for name in timed[0]}
     rest = seconds["step"] - sum(seconds.get(name, 0) for name in ("generation", "rewards", "optimiser"))
-    row |= {"forward_backward_s": rest, "optimiser_s": seconds["optimiser"], "steps": len(timed),
-            "seconds_per_step": seconds["step"], "sequences_per_s": batch * accum / seconds["step"]}  # fmt: skip
-    if stage == "grpo":
-        row |= {"generation_s": seconds["generation"], "rewards_s": seconds["rewards"]}
-    first = f"measured, first step{f' of {watch.config.max_new_tokens} tokens' if watch.config else ''}"
-    return {**row, "status": "measured" if watch.steps[1:] else first}
+    phases = {f"{name}_s": seconds[name] for name in ("generation", "rewards", "optimiser") if name in seconds}
+    return {**row, **phases, "forward_backward_s": rest, "steps": len(timed), "seconds_per_step": seconds["step"],
+            "sequences_per_s": row["batch"] * row["accumulate"] / seconds["step"],
+            "status": "measured" if watch.steps[1:] else "measured, first step"}  # fmt: skip
 
 
 def on_written(reward: Callable[..., list[float]], answers: list[str]) -> Callable[..., list[float]]:
@@ -311,6 +319,8 @@ def generate(p: Profile, tokenizer: Any, four_bit: bool, lora: bool, share: floa
         models.float32_adapters(model)
     model.eval()
     ids = torch.randint(0, len(tokenizer), (max(BATCHES), p.max_prompt_tokens), device=model.device)
+    mask = torch.ones_like(ids)
+    mask[1:, : p.max_prompt_tokens // 16] = 0  # padding on the left, as roll-outs have: without any, attention takes another path
     new = min(NEW_TOKENS, p.grpo_max_completion)
     for batch in BATCHES:
         row: dict[str, Any] = {"batch": batch, "prompt_tokens": p.max_prompt_tokens, "answer_tokens": new}
@@ -325,7 +335,7 @@ def generate(p: Profile, tokenizer: Any, four_bit: bool, lora: bool, share: floa
                 taken = []
                 for length in (2, 2, new):  # the first warms up
                     began = synchronise()
-                    model.generate(ids[:batch], attention_mask=torch.ones_like(ids[:batch]), max_new_tokens=length,
+                    model.generate(ids[:batch], attention_mask=mask[:batch], max_new_tokens=length,
                                    min_new_tokens=length, do_sample=True, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
                     taken.append(synchronise() - began)
         except torch.OutOfMemoryError:
@@ -431,7 +441,7 @@ def run_cell(cell: str, p: Profile, tokenizer: Any, steps: int, share: float, de
         return [row | {"held_gb": held}]
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):  # the latter from a library's own call
-            estimate = None if cell.startswith("generate") else fit.estimate(short, stage)["peak"]
+            estimate = fit.estimate(short, stage)["peak"] if ours and not cell.startswith("generate") else None
             return [{"estimate_gb": estimate, "held_gb": held, "status": "out of memory"}]
         traceback.print_exc()
         if isinstance(error, getattr(torch, "AcceleratorError", Broken)):

@@ -13,8 +13,10 @@ answers in 16 bit, and the shipped base read its last 300 batches in a second go
 training: take more (--seeds) before you believe a small difference.
 
 Bases and adapters are kept in `runs/larger/`, by all that they were made from; a training that was killed goes on from its last
-checkpoint, a pre-training begins anew. One row for each model in results/gpu/larger-<device>.csv, beside those of earlier
-commands; what the time does not reach says "not measured". Read it with pandas.read_csv(path, comment="#").
+checkpoint, a pre-training begins anew. A row once begun is finished, however long it takes: where commands are cut off after
+some minutes, ask for one size and one length at a time (--times 1 --more-steps 1), on a machine that keeps `runs/`. One row for
+each model in results/gpu/larger-<device>.csv, beside those of earlier commands; what the time does not reach says "not
+measured". Read it with pandas.read_csv(path, comment="#").
 """
 
 from __future__ import annotations

@@ -469,7 +469,10 @@ def TrainerProgress(label: str) -> TrainerCallback:
             else:
                 rows.sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch or 0))
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if getattr(args, "gradient_checkpointing", False) and hasattr(model, "get_base_model"):
+                # TRL switches it on anew after every generation, and each time transformers adds one more hook for good
+                model.get_base_model().enable_input_require_grads = lambda: None
             self.bar = progress(state.max_steps, label)
             self.bar.update(state.global_step)
 

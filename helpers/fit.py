@@ -94,7 +94,8 @@ def estimate(profile: Profile, stage: str, *, processes: int = 1, gpu: bool | No
                  freed memory that models.keep_memory keeps, set by the two measured peaks of `tiny`
     peak         weights + lora + max(activations + head, generation) + overhead
 
-    Not counted: roll-outs by vLLM, which takes a share of the card of its own, and attention scores, which SDPA does not keep.
+    Not counted: roll-outs by vLLM, which takes a share of the card of its own; attention scores, which SDPA does not keep; and on
+    a 16-bit base the copies that PEFT makes of each LoRA layer's input, some 4·I a token at once and 2·(6H + I) in one layer.
     All but `prefill` was set by one peak of TRL's QLoRA GRPO notebook on a T4; nine more lie within 15 % (docs/scaling.md).
     tests/test_fit.py follows every live tensor of small models: it agrees on `prefill`, finds 18H + 7I in the backward pass of a
     recomputed layer (a fifth more `activations` for 7B), and less than 10H + 6I kept by a layer that is not. Raises ValueError

@@ -168,6 +168,7 @@ def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = Fa
     answer with random numbers in their place.
     """
     import torch
+    from bitsandbytes.optim import GlobalOptimManager
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.integrations import deepspeed
@@ -180,6 +181,7 @@ def load(profile: Any, adapter: str | Path | None = None, *, four_bit: bool = Fa
     if deepspeed.is_deepspeed_zero3_enabled():
         deepspeed.unset_hf_deepspeed_config()  # a training that sharded its model went before; this one is whole
     if torch.cuda.is_available():
+        GlobalOptimManager.get_instance().initialize()  # it holds the embeddings of every model that was trained
         gc.collect()  # layers of a model that is gone point at each other: until it is collected, the card holds it
         torch.cuda.empty_cache()
         kwargs["device_map"] = {"": torch.cuda.current_device()}
@@ -279,8 +281,7 @@ def write_card(folder: str | Path, profile: Any, metrics: dict[str, Any], *, mod
     page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
     card.write_text(page.render(profile=profile, scores=metrics["models"][model], metrics=metrics, model=model, data=data,
                                 credentialed=credentialed, base=base), encoding="utf-8")  # fmt: skip
-    export = {"model": model, "data": data, "credentialed": credentialed, "weights": _sums(folder)}
-    (Path(folder) / mark).write_text(json.dumps(export))
+    course.write(Path(folder) / mark, {"model": model, "data": data, "credentialed": credentialed, "weights": _sums(folder)})
     return card
 
 

@@ -40,8 +40,8 @@ def template_teacher(note: str, key: str, *, habit: float = HABIT) -> tuple[str,
         code = fallback
         cited, detail = [name for name in cited if name != detail] or cited, ""
     findings = "; ".join(spans[name] for name in cited) or "nothing specific"
-    category = icd.category(code) or ""
-    chapter, title = icd.chapter_short(icd.chapter(code) or 22), _short(icd.title(category) or "")
+    category = icd.category(code) or ""  # of its title the first five words: a long one costs tokens and says little more
+    chapter, title = icd.chapter_short(icd.chapter(code) or 22), " ".join((icd.title(category) or "").split()[:5]).rstrip(",;")
     return f"Findings: {findings}.\n{chapter}: {category} {title}.\nDetail: {spans[detail] if detail else 'none'}.", code
 
 
@@ -50,11 +50,6 @@ def fallbacks() -> dict[str, str]:
     entries = synthetic.casebook().entries
     return {str(icd.normalise(code)): str(icd.normalise(entry["unspecified"]))
             for code, entry in entries.items() if "unspecified" in entry}  # fmt: skip
-
-
-def _short(title: str) -> str:
-    """The first five words of a title: long titles cost tokens and say little more."""
-    return " ".join(title.split()[:5]).rstrip(",;")
 
 
 def cited_findings(think: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import icd, inference, models, notes, prompts, synthetic
+from helpers import course, icd, inference, models, notes, prompts, synthetic
 from helpers.tiny_base import build
 
 
@@ -384,3 +384,27 @@ def test_after_a_sharded_training_a_model_is_loaded_whole() -> None:
         assert not deepspeed.is_deepspeed_zero3_enabled() and all(p.numel() for p in model.parameters())
     finally:
         deepspeed.unset_hf_deepspeed_config()
+
+
+def test_roll_outs_under_gradient_checkpointing_leave_no_hooks_behind(tmp_path: Path) -> None:
+    """TRL switches checkpointing off and on around every generation; each time one more hook would stay on the embeddings."""
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, tokenizer = models.load("tiny")
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "chest pain"}]}] * 6)
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, num_generations=2, max_completion_length=4,
+        gradient_checkpointing=True, report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no", learning_rate=1e-2,
+    )
+    trainer = GRPOTrainer(
+        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[course.TrainerProgress("GRPO")],
+        reward_funcs=lambda completions, **_: [float(i) for i in range(len(completions))],
+    )
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    hooks = len(model.get_input_embeddings()._forward_hooks)
+    trainer.train()
+    assert len(model.get_input_embeddings()._forward_hooks) <= hooks + 1
+    assert any((p != before[name]).any() for name, p in model.named_parameters() if name in before), "and it still learns"

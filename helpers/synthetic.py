@@ -18,6 +18,7 @@ import json
 import random
 import re
 import shutil
+import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,10 +34,9 @@ MISSING = {"cc": 0.03, "pmh": 0.05, "meds": 0.06, "exam": 0.08, "social": 0.4, "
 TYPO = 0.004  # per word
 SECTIONS = ("hpi", "ed", "pmh", "meds", "exam", "social", "family")
 CASEBOOK_DIR = Path(__file__).parent / "casebook"
-ICD9 = {"41071": "Subendocardial infarction, initial episode of care", "486": "Pneumonia, organism unspecified",
-        "5849": "Acute kidney failure, unspecified", "0389": "Unspecified septicemia", "42731": "Atrial fibrillation",
-        "5770": "Acute pancreatitis", "82020": "Closed fracture of trochanteric section of neck of femur",
-        "78650": "Chest pain, unspecified"}  # fmt: skip
+_WORDS = tomllib.loads(Path(__file__).with_name("hospital.toml").read_text(encoding="utf-8"))
+ICD9, HEADINGS, OPENING, ARRIVAL, NOTHING, FILLER = (
+    _WORDS[kind] for kind in ("icd9", "headings", "opening", "arrival", "nothing", "filler"))
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: it holds arrays
@@ -280,39 +280,6 @@ def read(note: str, book: Casebook | None = None) -> tuple[Shown, dict[str, str]
 
 
 # --- writing the hospital ---------------------------------------------------------------------------------------------
-
-HEADINGS = {  # what four authors call the same sections
-    "cc": ("Chief Complaint:", "CHIEF COMPLAINT:", "CC:", "Chief complaint"),
-    "procedure": (
-        "Major Surgical or Invasive Procedure:", "MAJOR SURGICAL OR INVASIVE PROCEDURE:", "Procedures:",
-        "Major Surgical or Invasive Procedure:",
-    ),
-    "hpi": ("History of Present Illness:", "HISTORY OF PRESENT ILLNESS:", "HPI:", "HISTORY OF PRESENTING ILLNESS:"),
-    "pmh": ("Past Medical History:", "PAST MEDICAL HISTORY:", "PMH:", "Past Medical History"),
-    "social": ("Social History:", "SOCIAL HISTORY:", "SH:", "Social History:"),
-    "family": ("Family History:", "FAMILY HISTORY:", "FH:", "Family History:"),
-    "exam": ("Physical Exam:", "PHYSICAL EXAM ON ADMISSION:", "PE:", "Physical Exam:\nADMISSION EXAM:"),
-    "exam_later": ("Discharge exam:", "PHYSICAL EXAM ON DISCHARGE:", "DISCHARGE PE:", "DISCHARGE EXAM:"),
-    "results": ("Pertinent Results:", "PERTINENT RESULTS:", "Labs and imaging:", "Pertinent Results:"),
-    "course": ("Brief Hospital Course:", "BRIEF HOSPITAL COURSE:", "Hospital Course:", "Brief Hospital Course:"),
-    "meds": ("Medications on Admission:", "MEDICATIONS ON ADMISSION:", "Home Medications:", "Medications on Admission:"),
-    "meds_later": ("Discharge Medications:", "DISCHARGE MEDICATIONS:", "Discharge Medications:", "Discharge Medications:"),
-    "diagnosis": ("Discharge Diagnosis:", "DISCHARGE DIAGNOSIS:", "Discharge Diagnosis:", "Discharge Diagnoses:"),
-}  # fmt: skip
-OPENING = (
-    "___ yo {s} with {f}.",
-    "{t} ___ is a ___ year old {w} who presents with {f}.",
-    "___{s} w/ {f}.",
-    "___ year old {w} c/o {f}.",
-)
-ARRIVAL = ("In the ED, {f}.", "In the ED, initial vitals and labs:\n{f}.", "ED: {f}.", "On arrival: {f}.")
-NOTHING = {"pmh": "None", "meds": "None", "exam": "unremarkable", "social": "lives with family", "family": "non-contributory"}
-FILLER = (
-    "Lives with spouse and is independent in activities of daily living.", "Review of systems otherwise as above.",
-    "The patient was seen and examined by the admitting team.", "History obtained from the patient and from the chart.",
-    "Old records were requested from the outside hospital.", "Code status was discussed with the patient and family.",
-    "The primary care physician was notified of the admission.", "Please see the nursing record for further details.",
-)  # fmt: skip
 
 
 def _typos(text: str, rng: random.Random) -> str:

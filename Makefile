@@ -65,4 +65,4 @@ tiny-base: $(READY)  ## train the tiny base model that ships with the course ane
 	@$(PY) -m helpers.tiny_base.build
 
 clean:  ## remove synthetic patients, their runs and test leftovers; .venv, your own data and its runs stay
-	rm -rf runs/synthetic-* build data/synthetic data/.synthetic.* .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs/synthetic-* build data/synthetic data/.synthetic.* data/.stamps .pytest_cache .ruff_cache .hypothesis

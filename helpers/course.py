@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
+import tomllib
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
@@ -44,16 +45,8 @@ class Spec(NamedTuple):
     notebook: str
 
 
-ARTEFACTS = {
-    "data": Spec("", (), "01_data_preparation"),
-    "cases": Spec("cases.parquet", ("data",), "01_data_preparation"),
-    "traces": Spec("traces.parquet", ("cases",), "02_reasoning_traces"),
-    "base": Spec("base", (), "03_lora_sft"),
-    "sft": Spec("sft", ("base", "traces"), "03_lora_sft"),
-    "grpo": Spec("grpo", ("base", "sft", "cases"), "04_qlora_grpo"),
-    "predictions": Spec("predictions", ("base", "sft", "grpo", "cases"), "05_inference"),
-    "metrics": Spec("metrics.json", ("predictions", "cases"), "06_hierarchical_f1_analysis"),
-}
+_TABLE = tomllib.loads(Path(__file__).with_name("artefacts.toml").read_text(encoding="utf-8"))
+ARTEFACTS = {name: Spec(row["file"], tuple(row["needs"]), row["notebook"]) for name, row in _TABLE.items()}
 
 # ------------------------------------------------------------------------------------------------ places
 
@@ -348,7 +341,7 @@ def artefact(name: str, settings: dict[str, Any] | None = None) -> Artefact:
     if why_stale(name, settings) or anew:
         check_room(run)
         if is_main():
-            job.lock = _lock(run, name)
+            job.lock = _lock(path.parent if name == "data" else run, name)  # profiles share the data, each has its own run
         job.reason = why_stale(name, settings) or anew  # again: another process may have made it meanwhile
     if not job.reason:
         if job.lock:

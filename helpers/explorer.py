@@ -17,7 +17,6 @@ import pandas as pd
 
 from helpers import course, icd, plots, prompts, synthetic, traces
 
-NOTICE = course.NOTICE
 Reward = Callable[..., list[float]]
 Find = Callable[[str, str], Sequence[str]]  # (note, gold code) -> phrases of the note that mattered
 # Tables, so that cells stand side by side where styles are dropped; where they are kept, cells wrap when the window is narrow.
@@ -26,7 +25,7 @@ _TABLE = ('<table style="display:grid;grid-template-columns:minmax(0,1fr);width:
 _CELL = ('<td valign="top" style="border:1px solid #ccc;border-radius:4px;padding:8px;vertical-align:top;text-align:left;'
          "white-space:normal;box-sizing:border-box;min-width:0;max-width:none;overflow-wrap:anywhere;line-height:1.45;")
 _PAGE = ('<div style="font-family:sans-serif;font-size:13px;line-height:1.45;color:#222;background:#fff;padding:8px">'
-         f'<p style="color:#9C2A00;margin:2px 0"><b>{NOTICE}</b></p>')
+         f'<p style="color:#9C2A00;margin:2px 0"><b>{course.NOTICE}</b></p>')
 _CITED = "background:#FCE3B6;color:#222;border-bottom:2px solid #B36B00;"
 _MISSED = "background:#fff;color:#222;border:1.5px dashed #6A4C9C;padding:0 2px;box-decoration-break:clone;"
 _NO_FINDING = frozenset(("nothing", "findings", "finding", "evidence", "detail", "details", "patient", "diagnosis", "history"))

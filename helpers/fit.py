@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +25,8 @@ NOTEBOOK = {"sft": "03_lora_sft", "grpo": "04_qlora_grpo"}
 LAYER_SECONDS = {False: 94 / 256 / 28, True: 33 / 256 / 28}
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
           "tie_word_embeddings")  # fmt: skip
-#: published config.json of Qwen/Qwen2.5-*-Instruct, the fields of _SHAPE, largest first: no hub has to be asked
-QWEN = {f"Qwen/Qwen2.5-{size}-Instruct": dict(zip(_SHAPE, shape, strict=True)) for size, shape in {
-    "32B": (5120, 27648, 64, 40, 8, 152064, False), "14B": (5120, 13824, 48, 40, 8, 152064, False),
-    "7B": (3584, 18944, 28, 28, 4, 152064, False), "3B": (2048, 11008, 36, 16, 2, 151936, True),
-    "1.5B": (1536, 8960, 28, 12, 2, 151936, True), "0.5B": (896, 4864, 24, 14, 2, 151936, True)}.items()}  # fmt: skip
+#: fields of _SHAPE of Qwen/Qwen2.5-*-Instruct, largest first
+QWEN = tomllib.loads(Path(__file__).with_name("qwen.toml").read_text(encoding="utf-8"))
 
 
 def config(base: str) -> dict[str, Any]:

@@ -46,18 +46,19 @@ def predict(
         raise ValueError("predict: batch_size and samples must be >= 1, and several samples need a temperature above 0.")
     was_training, side, habits = model.training, tokenizer.padding_side, getattr(model, "generation_config", None)
     known = {code for code in map(icd.normalise, dictionary or ()) if code}
-    texts = []
+    texts, openings = [], []
     for note in cases["note"]:
-        short = truncate_note(note, tokenizer, max_note_tokens) if max_note_tokens else note
-        texts.append(prompts.chat(tokenizer, to_messages(short)))
+        turns = to_messages(truncate_note(note, tokenizer, max_note_tokens) if max_note_tokens else note)
+        texts.append(prompts.chat(tokenizer, turns))
+        openings.append(turns[-1]["content"].rpartition("<think>")[2].lstrip() if turns[-1]["role"] == "assistant" else "")
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)  # longest first: memory trouble shows at once
     rows: list[dict[str, Any] | None] = [None] * (len(texts) * samples)
     sampling: dict[str, Any] = {"do_sample": temperature > 0}
     sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     processors = LogitsProcessorList([code_trie(tokenizer, valid_codes, 0)] if valid_codes is not None else [])
     if habits is not None:  # what a model comes with beside the tokens that end and fill: penalties, banned words, assistants
-        ends = {name: getattr(habits, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model.generation_config = GenerationConfig(**ends)
+        model.generation_config = GenerationConfig(bos_token_id=habits.bos_token_id, pad_token_id=habits.pad_token_id,
+                                                   eos_token_id=prompts.ends(tokenizer, habits.eos_token_id))  # fmt: skip
     model.eval()
     tokenizer.padding_side = "left"
     try:
@@ -76,14 +77,14 @@ def predict(
             width = batch["input_ids"].shape[1]
             _check_limits(model, int(batch["input_ids"].max()), width, max_new_tokens)
             for trie in processors:
-                trie.start = width
+                trie.start, trie.openings = width, [openings[i] for i in chosen for _ in range(samples)]
             with torch.no_grad():
                 out = model.generate(
                     **batch, max_new_tokens=max_new_tokens, num_return_sequences=samples, logits_processor=processors,
                     pad_token_id=tokenizer.pad_token_id, **sampling)  # fmt: skip
-            completions = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-            for j, completion in enumerate(completions):
+            for j, completion in enumerate(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)):
                 i, sample = chosen[j // samples], j % samples
+                completion = openings[i] + completion
                 parsed = prompts.parse(completion)
                 case = cases.iloc[i]
                 usable = parsed.code is not None and (parsed.code in known or icd.is_valid(parsed.code))
@@ -122,6 +123,7 @@ def code_trie(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_w
 
     Building it decodes the vocabulary once: `start`, at first `prompt_width`, is where completions begin, set for each batch.
     The trie is over characters of the decoded text, not over tokens, so it holds for any way to split a code into tokens.
+    `openings`, set with it, are texts that completions go on from (a last turn of the assistant).
     For evaluation only: a reward under constraint would teach nothing about format.
     """
     import torch
@@ -133,7 +135,8 @@ def code_trie(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_w
     following: dict[str, set[str]] = {}
     for text in prefixes - {""}:
         following.setdefault(text[:-1], set()).add(text[-1])
-    pieces = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    first = tokenizer(">", add_special_tokens=False)["input_ids"][-1:]  # at the start of a text, some decoders drop a blank
+    pieces = [tokenizer.decode([*first, i])[len(tokenizer.decode(first)) :] for i in range(len(tokenizer))]
     by_first: dict[str, list[int]] = {}
     for i in sorted(set(range(len(pieces))) - set(tokenizer.all_special_ids)):
         by_first.setdefault(pieces[i][:1], []).append(i)
@@ -144,11 +147,11 @@ def code_trie(tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_w
         return torch.tensor(ids, dtype=torch.long)
 
     class CodeTrie(LogitsProcessor):
-        start = prompt_width
+        start, openings = prompt_width, None
 
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             for row, text in enumerate(tokenizer.batch_decode(input_ids[:, self.start :])):
-                head, tag, tail = text.rpartition("<diagnosis>")
+                head, tag, tail = ((self.openings[row] if self.openings else "") + text).rpartition("<diagnosis>")
                 tail = tail.lstrip()
                 if tag and tail in prefixes and not tail.endswith(close):
                     keep = after(tail).to(scores.device)

@@ -55,14 +55,14 @@ _SEE = "See data/README.md."
 
 
 def find_table(data_dir: str | Path, name: str) -> Path:
-    """Path of a raw table such as "hosp/admissions": `.csv` if it is there, else `.csv.gz`.
+    """Path of a raw table such as "hosp/admissions": `.csv.gz` if it is there, else `.csv`, which may be half unpacked.
 
     Raises FileNotFoundError that says what is there instead, e.g. where the folder given is one level too high or too low.
     """
     root, folder = Path(data_dir), name.partition("/")[0]
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. It should hold hosp/ and note/. {_SEE}")
-    for path in (root / f"{name}.csv", root / f"{name}.csv.gz"):
+    for path in (root / f"{name}.csv.gz", root / f"{name}.csv"):
         if path.is_file():
             return path
     hint = f"found in {folder}/: {', '.join(sorted(p.name for p in (root / folder).glob('*'))[:12]) or 'nothing'}"

@@ -88,15 +88,22 @@ def unpack_once(model: Any, most: int = 50_000_000) -> int:
     return len(layers)
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, template: str | None = None) -> PreTrainedTokenizerBase:
     """Tokenizer with left padding, whose chat template opens the reasoning: its generation prompt ends with `<think>` + newline.
 
     The prefix stands in the template, not in the messages: SFT, GRPO, generation and vLLM then agree on it, and it is saved
-    with the tokenizer. Raises ValueError for a tokenizer without a chat template.
+    with the tokenizer. template: for a tokenizer that has none. Raises ValueError for a tokenizer without a chat template, and
+    for one that cannot be read or knows no words, as where tokenizer.json is missing.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base_path(source))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_path(source))
+    except ValueError as error:  # JSON among it
+        raise ValueError(f"{source}: its tokenizer cannot be read ({error}). Copy or download it again.") from error
+    if not tokenizer("chest pain", add_special_tokens=False)["input_ids"]:
+        raise ValueError(f"{source}: its tokenizer knows no words. Is tokenizer.json missing? Copy or download it again.")
+    tokenizer.chat_template = tokenizer.chat_template or template
     if isinstance(tokenizer.chat_template, dict):  # several, by name
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
@@ -147,9 +154,10 @@ def resolve(base: str, adapter: str | Path | None = None) -> tuple[str, str | No
         raise FileNotFoundError(f"{adapter} holds no adapter (adapter_config.json is missing). Train one with 03_lora_sft, or "
                                 "give a folder or a hub id that has one.")
     if not _file(source, "config.json"):
-        raise FileNotFoundError(f"{source}: no model is there (config.json is missing). Give a folder in Hugging Face's layout, "
-                                "or a hub id such as Qwen/Qwen2.5-7B-Instruct. The tiny profile switches the hub off unless you "
-                                "set HF_HUB_OFFLINE=0 before you start; a gated model asks for `hf auth login`.")
+        of = f", the base that {adapter} names," if adapter else ""
+        raise FileNotFoundError(f"{source}{of}: no model is there (config.json is missing). Give a folder in Hugging Face's "
+                                "layout, or a hub id such as Qwen/Qwen2.5-7B-Instruct. The tiny profile shuts the hub off unless "
+                                "you set HF_HUB_OFFLINE=0 before you start; a gated model asks for `hf auth login`.")
     for folder, weights in ((source, "*.safetensors"), (adapter or "", "adapter_model.safetensors")):
         if folder and Path(folder).is_dir() and not [*Path(folder).glob(weights)]:
             found = ", ".join(sorted(path.name for path in Path(folder).glob("*.bin"))) or "none"
@@ -226,12 +234,15 @@ def _adapted(model: Any, adapter: str, *, trainable: bool = False) -> PeftModel:
 
 def files(*folders: str | Path | None) -> dict[str, list[int]]:
     """Size and time of the weights and configs in local folders, by path: whether a model is still the one it was."""
-    found = [path for folder in folders if folder for kind in ("*.safetensors", "*.json") for path in Path(folder).glob(kind)]
+    kinds = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+    found = [path for folder in folders if folder for kind in kinds for path in Path(folder).glob(kind)]
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)}
 
 
 def _tokenizer_of(adapter: str | Path, fallback: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    return load_tokenizer(str(adapter)) if _file(adapter, "tokenizer_config.json") else fallback
+    whole = _file(adapter, "tokenizer_config.json") and any(
+        _file(adapter, name) for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
+    return load_tokenizer(str(adapter), fallback.chat_template) if whole else fallback
 
 
 def float32_adapters(model: Any) -> int:
@@ -253,15 +264,30 @@ def merge(profile: Any, adapter: str | Path, out_dir: str | Path, *, four_bit: b
 
     An adapter trained on an NF4 base is merged into that base *dequantised*: merging into 4-bit weights rounds them again.
     """
-    (Path(out_dir) / "course_export.json").unlink(missing_ok=True)  # `push` waits for the card of the new one
-    resolve(profile if isinstance(profile, str) else profile.base, adapter)
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    mark = Path(out_dir) / "course_export.json"
+    mark.unlink(missing_ok=True)  # `push` waits for the card of the new one
+    source, _ = resolve(profile if isinstance(profile, str) else profile.base, adapter)
+    if "quantization_config" in json.loads(_file(source, "config.json").read_text(encoding="utf-8")):
+        raise ValueError(f"{source} is stored in few bits: merge into the model that it was made from.")
     base, tokenizer = load(profile, four_bit=four_bit)
+    if base.generation_config.temperature or base.generation_config.top_p or base.generation_config.top_k:
+        base.generation_config.do_sample = True  # else transformers does not save it
     if four_bit:
         base = base.dequantize()  # before the adapter goes on: its layers are built for the kind of weight they find
-    merged = _adapted(base, str(adapter)).merge_and_unload()
-    tokenizer = _tokenizer_of(adapter, tokenizer)
+    adapted = _adapted(base, str(adapter))
+    ends = adapted.get_input_embeddings(), adapted.get_output_embeddings()
+    if base.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        head = getattr(ends[1], "base_layer", ends[1])
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())  # else what is meant for one goes into both
+        base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False
+    merged, tokenizer = adapted.merge_and_unload(), _tokenizer_of(adapter, tokenizer)
     merged.save_pretrained(str(out_dir), safe_serialization=True)
     tokenizer.save_pretrained(str(out_dir))
+    if course.read(Path(source) / mark.name).get("credentialed"):
+        course.write(mark, {"credentialed": True})  # what was made of it is no freer
     return Path(out_dir)
 
 

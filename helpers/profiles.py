@@ -96,6 +96,14 @@ class Profile:
         `processes` is the number of devices, which share the rows of a step (course.per_device). Raises ValueError naming
         everything that is wrong, each with its fix.
         """
+        kinds = {"int": int, "int | None": int | None, "float": int | float, "bool": bool, "str": str}
+        given = [(f.name, getattr(self, f.name), f.type) for f in dataclasses.fields(self) if f.type in kinds]
+        least = {"sft_steps": -1, "grpo_steps": -1, "sft_warmup": 0, "grpo_warmup": 0}  # the other counts: 1
+        if wrong := [f"{name} = {value!r} must be {kind}" + f", at least {least.get(name, 1)}" * ("int" in kind)
+                     for name, value, kind in given
+                     if not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool")
+                     or ("int" in kind and value is not None and value < least.get(name, 1))]:
+            raise ValueError(f"profile {self.name!r} does not add up:\n  - " + "\n  - ".join(wrong))
         n, accum, save = self.grpo_num_generations, self.grpo_grad_accum, self.grpo_save_steps
         batch, rollouts = self.grpo_batch, self.grpo_prompts_per_step * n
         per_generation = self.grpo_steps_per_generation or accum
@@ -142,7 +150,10 @@ def _load() -> dict[str, Profile]:
     for name, record in yaml.safe_load((Path(__file__).parent / "profiles.yaml").read_text(encoding="utf-8")).items():
         fields: dict[str, Any] = {}
         for key, value in record.items():
-            fields |= {f"{key}_{k}": v for k, v in value.items()} if key in ("sft", "grpo", "infer") else {key: value}
+            more = {f"{key}_{k}": v for k, v in value.items()} if key in ("sft", "grpo", "infer") else {key: value}
+            if wrong := (fields.keys() & more.keys()) or more.keys() - {f.name for f in dataclasses.fields(Profile)}:
+                raise ValueError(f"helpers/profiles.yaml, {name}: {', '.join(sorted(wrong))} stands there twice or is no setting")
+            fields |= more
         loaded[name] = Profile(name=name, **fields)
     return loaded
 

@@ -127,6 +127,15 @@ def chat(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     return re.sub(r"<think>\s*$", "", text) + re.sub(r"<think>\s*$", "<think>\n", opening)
 
 
+def ends(tokenizer: Any, own: int | list[int] | None) -> list[int] | None:
+    """Tokens at which an answer is over: a model's own, its tokenizer's, and the one that the chat template puts behind an
+    answer. Many fine-tunes name in their generation config only the end of a text, and write the end of a turn."""
+    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "answer"}]
+    behind = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer")[2], add_special_tokens=False)
+    closing = [i for i in behind["input_ids"][:1] if getattr(tokenizer.added_tokens_decoder.get(i), "special", False)]
+    return sorted({*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *closing} - {None}) or None
+
+
 def answer(think: str, code: str) -> str:
     """The well-formed completion of reasoning and code, without the `<think>` of the generation prompt."""
     if icd.normalise(code) is None:

@@ -21,7 +21,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from helpers import explorer, icd, notes, prompts, synthetic
+from helpers import course, explorer, icd, notes, prompts, synthetic
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -235,7 +235,7 @@ def shot(page: Page, name: str) -> None:
 
 def test_a_case_shows_heading_paths_rewards_and_marks(box: Explorer, lab: Lab) -> None:
     case = lab.cases.iloc[0]
-    box.shows(f"Admission {case['hadm_id']}: GRPO, wrong chapter", explorer.NOTICE)
+    box.shows(f"Admission {case['hadm_id']}: GRPO, wrong chapter", course.NOTICE)
     assert box.place() == "1 of 17"
     truth = box.view.locator("table").first.locator("td").nth(1).inner_text()
     assert icd.dotted(case["code"]) in truth and truth.count("✓") >= 3 and "✗" not in truth

@@ -214,6 +214,21 @@ def test_an_open_notebook_says_how_to_go_on_after_a_stop(places: Path) -> None:
     assert "goes on, a training from its last checkpoint" in done.stdout
 
 
+def test_runs_that_share_the_data_share_its_lock(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two first runs of different profiles write the same folder: one of them used to delete what the other was writing."""
+    monkeypatch.delenv("ICD_DATA_DIR", raising=False)
+    monkeypatch.setattr(course, "data_dir", lambda: places / "data" / "synthetic")
+    locks = {}
+    for run in ("one", "two"):
+        monkeypatch.setenv("ICD_RUNS_DIR", str(places / run))
+        for name in ("data", "base"):
+            job = course.artefact(name)
+            assert job.stale and job.lock.is_locked
+            locks[run, name] = job.lock.lock_file
+            job.lock.release(force=True)
+    assert locks["one", "data"] == locks["two", "data"] and locks["one", "base"] != locks["two", "base"]
+
+
 def test_a_drive_without_locks_is_no_reason_to_wait_or_to_fail(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 

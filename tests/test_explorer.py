@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import explorer, icd, plots
+from helpers import course, explorer, icd, plots
 
 NOTE = ("Chief Complaint: chest pain\nHPI: 61 year old man with crushing chest pain for 2 hours, diaphoresis. Denies fever.\n"
         "ED: HR 98, ST elevation in V1-V4, troponin 2.4.\nPMH: hypertension. Family: father with MI at 52.")
@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 def test_case_shows_note_reasoning_paths_rewards_and_notice():
     page = Page(explorer.case_html(CASE, ANSWERS))
-    assert explorer.NOTICE in page.text
+    assert course.NOTICE in page.text
     assert all(line in page.text for line in NOTE.splitlines() if "pain" not in line and "ST" not in line)
     assert [t for t in page.inside["b"] if t in ("Base", "SFT", "GRPO")] == ["Base", "SFT", "GRPO"]
     assert "ST elevation in V1-V4" in page.inside["mark"], "what the focus model cites is marked in the note"
@@ -208,7 +208,7 @@ def test_explore_filters_by_model_chapter_and_kind(hospital):
                 if keep.sum():
                     assert f"Admission {frame.loc[keep, 'hadm_id'].iloc[0]}: {plots.label(m)}" in view.value
                 else:
-                    assert "No case fits" in view.value and explorer.NOTICE in view.value
+                    assert "No case fits" in view.value and course.NOTICE in view.value
 
 
 def test_explore_pages_and_stays_within_bounds(hospital):

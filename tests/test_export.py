@@ -119,7 +119,7 @@ def test_an_export_that_broke_off_is_not_pushed_with_the_card_of_the_one_before(
         raise KeyboardInterrupt
 
     card(tmp_path)
-    monkeypatch.setattr(models, "resolve", lambda *_: None)
+    monkeypatch.setattr(models, "resolve", lambda *_: (str(models.TINY_BASE), "adapter"))
     monkeypatch.setattr(models, "load", killed)
     with pytest.raises(KeyboardInterrupt):
         models.merge("tiny", "adapter", tmp_path)

@@ -152,7 +152,9 @@ def test_memory_that_runs_out_before_the_first_batch_is_on_the_device_says_what_
         def __getattr__(self, name: str):
             return getattr(tokenizer, name)
 
-        def __call__(self, *_, **__):
+        def __call__(self, *texts, **options):
+            if "return_tensors" not in options:
+                return tokenizer(*texts, **options)
             raise MemoryError
 
     with pytest.raises(MemoryError, match="^4 prompts of many tokens with 1 answers each do not fit: set batch_size to 2"):
@@ -281,3 +283,60 @@ def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(l
 def test_bad_sizes_are_refused(loaded, cases: pd.DataFrame, wrong: dict) -> None:
     with pytest.raises(ValueError, match="must be >= 1"):
         inference.predict(*loaded, cases, **wrong)
+
+
+@pytest.mark.parametrize("named", [None, [0], 0])
+def test_an_answer_ends_where_the_template_ends_a_turn_whatever_the_generation_config_names(named) -> None:
+    """Fine-tunes of a base often name only the end of a text there: their answers ran on, and no code could be used."""
+    tokenizer = models.load_tokenizer("tiny")
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    own = {named} if isinstance(named, int) else set(named or ())
+    assert set(prompts.ends(tokenizer, named)) == own | {end_of_turn}
+    other = models.load_tokenizer("tiny")
+    other.eos_token = "<|endoftext|>"  # of a base that was never told of turns
+    assert set(prompts.ends(other, named)) == own | {end_of_turn, tokenizer.convert_tokens_to_ids("<|endoftext|>")}
+
+
+def test_what_a_prompt_file_opens_belongs_to_the_answer(loaded, cases: pd.DataFrame) -> None:
+    _, tokenizer = loaded
+
+    def ask(note: str) -> list[dict[str, str]]:
+        return [*prompts.messages(note), {"role": "assistant", "content": "<think>\nFever.\n</think>\n<diagnosis>"}]
+
+    said = inference.predict(Scripted(tokenizer, "I21.4</diagnosis>"), tokenizer, cases.head(3), batch_size=2, to_messages=ask)
+    assert set(said["predicted"]) == {"I214"} and set(said["think"]) == {"Fever."}
+    assert set(said["completion"]) == {"Fever.\n</think>\n<diagnosis>I21.4</diagnosis>"}, "and it is well-formed as a whole"
+
+
+def test_the_trie_goes_on_from_what_was_opened(loaded) -> None:
+    _, tokenizer = loaded
+    trie = inference.code_trie(tokenizer, ["I214"], prompt_width=0)
+    trie.openings = ["Fever.\n</think>\n<diagnosis>", ""]
+    ids = torch.tensor([tokenizer("I21")["input_ids"]] * 2)
+    scores = trie(ids, torch.zeros(2, len(tokenizer)))
+    left = {tokenizer.decode([i]) for i in torch.isfinite(scores[0]).nonzero()[:, 0].tolist()}
+    assert left and all(".4".startswith(text[:2]) for text in left), left
+    assert torch.isfinite(scores[1]).all(), "no tag, no constraint"
+
+
+def test_the_trie_reads_tokens_as_they_stand_inside_a_text(loaded) -> None:
+    """Llama-2's decoder drops the blank at the start of a text: a token " 4" would pass for "4"."""
+    _, real = loaded
+
+    class Stripping:
+        def __getattr__(self, name: str):
+            return getattr(real, name)
+
+        def __len__(self) -> int:
+            return len(real)
+
+        def __call__(self, *texts, **options):
+            return real(*texts, **options)
+
+        def decode(self, ids, **options) -> str:
+            return real.decode(ids, **options).removeprefix(" ")
+
+    trie = inference.code_trie(Stripping(), ["I214"], prompt_width=0)
+    scores = trie(torch.tensor([real("<diagnosis>I21.")["input_ids"]]), torch.zeros(1, len(real)))
+    left = [real.decode([i]) for i in torch.isfinite(scores[0]).nonzero()[:, 0].tolist()]
+    assert left and not any(text.startswith(" ") for text in left), left

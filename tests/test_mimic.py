@@ -282,6 +282,15 @@ def test_columns_in_another_order_and_more_of_them(tmp_path: Path, hospital) -> 
 
 
 @pytest.mark.parametrize("table", TABLES)
+def test_half_an_unpacked_file_does_not_stand_in_for_the_whole_download(tmp_path: Path, hospital, table: str) -> None:
+    data = fixture.write_folder(tmp_path / "d", hospital)
+    whole = mimic.build_cases(data)
+    plain = gzip.decompress((data / f"{table}.csv.gz").read_bytes())
+    (data / f"{table}.csv").write_bytes(plain[: len(plain) // 3])
+    pd.testing.assert_frame_equal(whole, mimic.build_cases(data))
+
+
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no gzip", "empty", "empty plain", "header only"])
 def test_damaged_file(tmp_path: Path, hospital, table: str, damage: str) -> None:
     data = fixture.write_folder(tmp_path / "d", hospital)

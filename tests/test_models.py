@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -408,3 +410,74 @@ def test_roll_outs_under_gradient_checkpointing_leave_no_hooks_behind(tmp_path: 
     trainer.train()
     assert len(model.get_input_embeddings()._forward_hooks) <= hooks + 1
     assert any((p != before[name]).any() for name, p in model.named_parameters() if name in before), "and it still learns"
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused_and_an_adapters_falls_back(adapter: Path, tmp_path: Path) -> None:
+    """transformers makes an empty tokenizer of such a folder: every answer was the empty text."""
+    base, own = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(models.TINY_BASE, base)
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"base: its tokenizer knows no words. Is tokenizer.json missing"):
+        models.load_tokenizer(str(base))
+    (base / "tokenizer.json").write_text((models.TINY_BASE / "tokenizer.json").read_text()[:5000])
+    with pytest.raises(ValueError, match=r"base: its tokenizer cannot be read"):
+        models.load_tokenizer(str(base))
+    shutil.copytree(adapter, own)
+    models.load_tokenizer("tiny").save_pretrained(own)
+    (own / "tokenizer.json").unlink()
+    assert len(models.load("tiny", own)[1]) == len(models.load_tokenizer("tiny")), "the base's, which is whole"
+    models.load_tokenizer("tiny").save_pretrained(own)
+    (own / "chat_template.jinja").unlink()
+    assert models.load("tiny", own)[1].chat_template, "the base's template, where the adapter has none"
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_merging_is_lossless_where_tied_embeddings_carry_an_adapter(tmp_path: Path, target: str, four_bit: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = models.load("tiny")
+    assert model.config.tie_word_embeddings
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=[target, "q_proj"], task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    batch = tokenizer("CC: chest pain", return_tensors="pt")
+    before, _ = models.load("tiny", tmp_path / "adapter", four_bit=four_bit)
+    after, _ = models.load(str(models.merge("tiny", tmp_path / "adapter", tmp_path / "merged", four_bit=four_bit)))
+    with torch.no_grad():
+        one, other = before(**batch).logits, after(**batch).logits
+    assert (one - other).abs().max() < 1e-3 * one.abs().max()
+
+
+def test_merging_says_at_once_what_it_cannot_do_and_keeps_what_it_can(adapter: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(models.TINY_BASE, base)
+    (base / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.9}')  # transformers would not save it
+    made = models.merge(str(base), adapter, tmp_path / "merged")
+    assert json.loads((made / "generation_config.json").read_text())["temperature"] == 0.6
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(ValueError, match=r"base is stored in few bits: merge into the model that it was made from"):
+        models.merge(str(base), adapter, tmp_path / "other")
+
+
+def test_what_a_credentialed_model_is_merged_into_is_credentialed(adapter: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(models.TINY_BASE, base)
+    (base / "course_export.json").write_text('{"credentialed": true}')
+    made = models.merge(str(base), adapter, tmp_path / "merged")
+    assert json.loads((made / "course_export.json").read_text()) == {"credentialed": True}
+    with pytest.raises(ValueError, match="no export with a model card"):
+        models.push(made, "me/mine")
+    assert not (models.merge("tiny", adapter, tmp_path / "free") / "course_export.json").exists()
+
+
+def test_files_notice_templates_and_tokenizers(tmp_path: Path) -> None:
+    for name in ("chat_template.jinja", "tokenizer.model", "model.safetensors", "config.json", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    assert {Path(path).name for path in models.files(tmp_path)} == {
+        "chat_template.jinja", "tokenizer.model", "model.safetensors", "config.json"}

@@ -181,3 +181,25 @@ def test_the_first_cell_of_each_notebook_names_the_time_and_memory_that_were_mea
         head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         memory = f", {tiny.peak_gb[path.stem]} GB" if path.stem in tiny.peak_gb else ""
         assert re.search(rf"\| time and memory \| tiny: {tiny.expected(path.stem)}{memory} [|·]", head), path.name
+
+
+@pytest.mark.parametrize(("field", "value", "says"), [
+    ("sft_lr", "1e-5", r"sft_lr = '1e-5' must be float"), ("sft_batch", 0, r"sft_batch = 0 must be int, at least 1"),
+    ("grpo_grad_accum", 0, r"grpo_grad_accum = 0 must be int, at least 1"), ("traces_share", "half", r"traces_share = 'half'"),
+    ("sft_4bit", "no", r"sft_4bit = 'no' must be bool"), ("sft_lora_r", True, r"sft_lora_r = True must be int"),
+    ("infer_batch_tokens", 0, r"infer_batch_tokens = 0"), ("grpo_steps", -2, r"grpo_steps = -2 must be int, at least -1"),
+    ("infer_cases", 0, r"infer_cases = 0 must be int \| None, at least 1"),
+])  # fmt: skip
+def test_a_value_of_the_wrong_kind_or_size_is_named(field: str, value: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(profiles.get("tiny"), **{field: value}).validate()
+
+
+@pytest.mark.parametrize("line", ["  sft_batch: 8", "  sft_stepz: 8"])
+def test_a_setting_that_stands_twice_or_is_none_is_named(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (Path(profiles.__file__).parent / "profiles.yaml").read_text()
+    (tmp_path / "profiles.yaml").write_text(text.replace("tiny:\n", f"tiny:\n{line}\n", 1))
+    monkeypatch.setattr(profiles, "__file__", str(tmp_path / "profiles.py"))
+    name = line.strip().split(":")[0]
+    with pytest.raises(ValueError, match=rf"profiles.yaml, tiny: {name} stands there twice or is no setting"):
+        profiles._load()

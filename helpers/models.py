@@ -154,7 +154,7 @@ def resolve(base: str, adapter: str | Path | None = None) -> tuple[str, str | No
         raise FileNotFoundError(f"{adapter} holds no adapter (adapter_config.json is missing). Train one with 03_lora_sft, or "
                                 "give a folder or a hub id that has one.")
     if not _file(source, "config.json"):
-        of = f", the base that {adapter} names," if adapter else ""
+        of = f", the base that {adapter} names," if adapter == base_path(str(base)) else ""
         raise FileNotFoundError(f"{source}{of}: no model is there (config.json is missing). Give a folder in Hugging Face's "
                                 "layout, or a hub id such as Qwen/Qwen2.5-7B-Instruct. The tiny profile shuts the hub off unless "
                                 "you set HF_HUB_OFFLINE=0 before you start; a gated model asks for `hf auth login`.")

@@ -481,3 +481,15 @@ def test_files_notice_templates_and_tokenizers(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     assert {Path(path).name for path in models.files(tmp_path)} == {
         "chat_template.jinja", "tokenizer.model", "model.safetensors", "config.json"}
+
+
+def test_a_base_that_is_not_there_is_laid_to_the_adapter_only_where_it_named_it(adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as given:
+        models.resolve(str(tmp_path / "gone"), adapter)
+    assert "gone: no model is there" in str(given.value) and "names" not in str(given.value)
+    own = tmp_path / "own"
+    shutil.copytree(adapter, own)
+    config = json.loads((own / "adapter_config.json").read_text())
+    (own / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/elsewhere/base"}))
+    with pytest.raises(FileNotFoundError, match=r"/elsewhere/base, the base that .*own names,: no model is there"):
+        models.resolve(str(own))

@@ -10,9 +10,11 @@ PY := .venv/bin/python
 READY := .venv/ready
 
 # The tests' own run folder and data, made from nothing each time; the guard in tests/offline lets no socket out.
-TEST := $(CURDIR)/build/test
-GUARDED := ICD_PROFILE=tiny ICD_RUNS_DIR=$(TEST)/runs ICD_DATA_DIR=$(TEST)/synthetic FRESH= CUDA_VISIBLE_DEVICES= \
-	PYTHONPATH=$(CURDIR)/tests/offline ICD_OFFLINE_RECORD=$(TEST)/sockets.txt
+# What is removed is named relative to this folder, and the shell itself puts its path in ($$PWD, quoted): a folder with blanks
+# or quotes in its name works like any other.
+TEST := build/test
+GUARDED := ICD_PROFILE=tiny ICD_RUNS_DIR="$$PWD/$(TEST)/runs" ICD_DATA_DIR="$$PWD/$(TEST)/synthetic" FRESH= \
+	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
 .PHONY: help setup course launch test test-slow study lint lab tiny-base clean
 
@@ -23,9 +25,9 @@ help:  ## list the targets
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv was not found (have: $$(python3 --version 2>&1))." \
 		"Install it (Debian and Ubuntu: python3 and python3-venv), or name one: make PYTHON=/path/to/python3.12"; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = v >= (3, 11); print("Python %d.%d" % v[:2], \
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; ok = v >= (3, 11); print("Python %d.%d" % v[:2], \
 		"" if ok else "is too old: 3.11 or newer is needed, as in make PYTHON=python3.12"); sys.exit(not ok)'
-	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@test -x $(PY) || "$(PYTHON)" -m venv .venv
 	@echo "Installing torch (the largest part) ..."
 	@$(PY) -m pip install -q -c constraints.txt torch
 	@echo "Installing the rest ..."

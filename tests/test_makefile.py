@@ -1,0 +1,51 @@
+"""`make` in folders with awkward names: nothing outside the checkout is touched, and every command gets its paths whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STUB = '#!/bin/sh\n{ echo "$PYTHONPATH|$ICD_RUNS_DIR|$ICD_DATA_DIR|$ICD_OFFLINE_RECORD"; } >> "$STUB_RECORD"\nexit 0\n'
+AWKWARD = ["my course", "it's mine", "two  blanks", "a$HOME b", "x(y) & z", "*"]
+
+
+def checkout(top: Path, name: str) -> Path:
+    """A checkout of the Makefile alone, with an interpreter that only records what it is given."""
+    here = top / name
+    (here / ".venv" / "bin").mkdir(parents=True)
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, here)
+    stub = here / ".venv" / "bin" / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    (here / ".venv" / "ready").touch()
+    return here
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize("target", ["test", "test-slow", "clean", "course"])
+def test_make_touches_nothing_outside_and_hands_paths_over_whole(
+    tmp_path: Path, name: str, target: str
+) -> None:
+    here = checkout(tmp_path, name)
+    for word in {*name.split(), "my", "two", "a", "x(y)"} - {name}:
+        (tmp_path / word).mkdir(exist_ok=True)
+        (tmp_path / word / "thesis.txt").write_text("years")
+    kept = sorted(tmp_path.glob("*/thesis.txt"))
+    record = tmp_path / "record.txt"
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(
+        ["make", target], cwd=here, capture_output=True, text=True, env=env | {"STUB_RECORD": str(record)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert kept and sorted(tmp_path.glob("*/thesis.txt")) == kept
+    if target.startswith("test"):
+        build = here / "build" / "test"
+        paths = [here / "tests" / "offline", build / "runs", build / "synthetic", build / "sockets.txt"]
+        guarded = [line for line in record.read_text().splitlines() if not line.startswith("|||")]
+        assert guarded and set(guarded) <= {"|".join(map(str, paths)), env.get("PYTHONPATH", "") + "|||"}

@@ -59,6 +59,7 @@ study: $(READY)  ## the study of rewards: five arms, five seeds (hours; goes on 
 
 lint: $(READY)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyterlab notebooks

@@ -39,7 +39,9 @@ def generation() -> None:
         print(f"NF4 generation, 64 answers of 96 tokens, unpacked {way}: {seconds[way]:.2f} s")
     models.unpack_once = real
     same = (said["once"]["completion"] == said["at each call"]["completion"]).mean()
-    print(f"  ratio: {seconds['at each call'] / seconds['once']:.2f} x the speed; {same:.0%} of the answers are the same")
+    print(
+        f"  ratio: {seconds['at each call'] / seconds['once']:.2f} x the speed; {same:.0%} of the answers are the same"
+    )
 
 
 def training(keep: bool) -> None:
@@ -68,7 +70,9 @@ def training(keep: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--training", choices=["kept", "returned"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.training:
@@ -81,9 +85,13 @@ def main() -> None:
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found[way] = json.loads(out.splitlines()[-1])
         mean, peak = found[way]["mean"], found[way]["peak_gb"]
-        print(f"training step of 3,200 tokens, freed memory {way}: {mean:.2f} s, peak {peak:.2f} GB")
+        print(
+            f"training step of 3,200 tokens, freed memory {way}: {mean:.2f} s, peak {peak:.2f} GB"
+        )
     ratio = found["returned"]["mean"] / found["kept"]["mean"]
-    print(f"  ratio: {ratio:.2f} x the speed, {found['kept']['peak_gb'] / found['returned']['peak_gb']:.2f} x the peak memory")
+    print(
+        f"  ratio: {ratio:.2f} x the speed, {found['kept']['peak_gb'] / found['returned']['peak_gb']:.2f} x the peak memory"
+    )
 
 
 if __name__ == "__main__":

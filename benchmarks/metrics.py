@@ -16,14 +16,21 @@ from sklearn.metrics import f1_score
 from helpers import icd, metrics
 
 
-def hospital(rng: np.random.Generator, patients: int, codes: list[str], skill: np.ndarray) -> tuple[list, list, np.ndarray]:
+def hospital(
+    rng: np.random.Generator, patients: int, codes: list[str], skill: np.ndarray
+) -> tuple[list, list, np.ndarray]:
     """Gold codes, predicted codes and patients: frequencies by Zipf's law, patients come back, often with the same code."""
     share = 1 / np.arange(1, len(codes) + 1)
     share /= share.sum()
     unit = np.repeat(np.arange(patients), 1 + rng.poisson(0.5, patients))
-    usual, other = rng.choice(len(codes), patients, p=share), rng.choice(len(codes), len(unit), p=share)
+    usual, other = (
+        rng.choice(len(codes), patients, p=share),
+        rng.choice(len(codes), len(unit), p=share),
+    )
     gold = np.where(rng.random(len(unit)) < 0.4, usual[unit], other)
-    predicted = np.where(rng.random(len(unit)) < skill[gold], gold, rng.choice(len(codes), len(unit), p=share))
+    predicted = np.where(
+        rng.random(len(unit)) < skill[gold], gold, rng.choice(len(codes), len(unit), p=share)
+    )
     return [codes[i] for i in gold], [codes[i] for i in predicted], unit
 
 
@@ -44,7 +51,9 @@ def speed(codes: list[str], n: int = 10_000, timed: int = 3) -> None:
     loop = (time.perf_counter() - start) * 1000 / timed
     print(f"1,000 resamples, {n:,} predictions, {len(set(gold)):,} codes, 3 levels\n")
     print(f"| | seconds |\n|---|---|\n| metrics.report | {own:.2f} |")
-    print(f"| loop over scikit-learn (from {timed} resamples) | {loop:.0f} |\n| ratio | {loop / own:.0f} |\n")
+    print(
+        f"| loop over scikit-learn (from {timed} resamples) | {loop:.0f} |\n| ratio | {loop / own:.0f} |\n"
+    )
 
 
 def ordinary(gold: list, predicted: list, unit: np.ndarray, n_boot: int, fixed: bool) -> np.ndarray:
@@ -62,9 +71,13 @@ def ordinary(gold: list, predicted: list, unit: np.ndarray, n_boot: int, fixed: 
 
 
 def coverage(codes: list[str], simulations: int, n_boot: int = 300) -> None:
-    print("Share of 95 % intervals of macro-F1 (full code) that hold the expected score, and their mean width")
+    print(
+        "Share of 95 % intervals of macro-F1 (full code) that hold the expected score, and their mean width"
+    )
     print(f"({simulations} simulated test sets, {n_boot} resamples each)\n")
-    print("| codes | patients | half-sample | ordinary, centred | ordinary, percentile | fixed classes, percentile | widths |")
+    print(
+        "| codes | patients | half-sample | ordinary, centred | ordinary, percentile | fixed classes, percentile | widths |"
+    )
     print("|---|---|---|---|---|---|---|")
     for k, patients in ((20, 300), (250, 400), (250, 1000), (1000, 700), (2000, 3000)):
         rng = np.random.default_rng(k + patients)
@@ -81,13 +94,21 @@ def coverage(codes: list[str], simulations: int, n_boot: int = 300) -> None:
             intervals = [r["ci"], plain - present.mean() + r["f1_gold"], plain, trap]
             hits += [low <= truth <= high for low, high in intervals]
             widths += [high - low for low, high in intervals]
-        shares, spans = (" | ".join(f"{x:.2f}" for x in hits / simulations), ", ".join(f"{x:.3f}" for x in widths / simulations))
+        shares, spans = (
+            " | ".join(f"{x:.2f}" for x in hits / simulations),
+            ", ".join(f"{x:.3f}" for x in widths / simulations),
+        )
         print(f"| {k} | {patients} | {shares} | {spans} |", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--simulations", type=int, default=200, help="simulated test sets for each row of the coverage table")
+    parser.add_argument(
+        "--simulations",
+        type=int,
+        default=200,
+        help="simulated test sets for each row of the coverage table",
+    )
     library = [c for c in cm.get_all_codes(False) if len(c) > 4 and "-" not in c]
     speed(library[::30][:2000])
     coverage(library, parser.parse_args().simulations)

@@ -45,17 +45,36 @@ def write_files(folder: Path, notes: int, seed: int = 0) -> None:
             # each note is two halves of different pool notes and a number, so that no two are duplicates
             a, b = rng.choice(pool), rng.choice(pool)
             text = a[: a.index("Past Medical")] + b[b.index("Past Medical") :]
-            yield [f"{i}-DS-1", 10_000_000 + i // 2, 20_000_000 + i, "DS", 1, "", "", text.replace("patient", f"patient {i}", 3)]
+            yield [
+                f"{i}-DS-1",
+                10_000_000 + i // 2,
+                20_000_000 + i,
+                "DS",
+                1,
+                "",
+                "",
+                text.replace("patient", f"patient {i}", 3),
+            ]
 
     def diagnoses() -> Iterator[list[Any]]:
         for i in range(notes):
             code, version = (rng.choice(fixture.CODES), 10) if rng.random() < ICD10 else ("4019", 9)
             for seq in range(1, 12):
-                yield [10_000_000 + i // 2, 20_000_000 + i, seq, code if seq == 1 else "I10", version]
+                yield [
+                    10_000_000 + i // 2,
+                    20_000_000 + i,
+                    seq,
+                    code if seq == 1 else "I10",
+                    version,
+                ]
 
     fixture.write_table(folder, "note/discharge", rows())
     fixture.write_table(folder, "hosp/diagnoses_icd", diagnoses())
-    fixture.write_table(folder, "hosp/admissions", ([10_000_000 + i // 2, 20_000_000 + i, "", "", 0] for i in range(notes)))
+    fixture.write_table(
+        folder,
+        "hosp/admissions",
+        ([10_000_000 + i // 2, 20_000_000 + i, "", "", 0] for i in range(notes)),
+    )
     fixture.write_table(folder, "hosp/d_icd_diagnoses", ([c, 10, "title"] for c in fixture.CODES))
 
 
@@ -63,18 +82,28 @@ def usual_way(data: Path, out: Path) -> int:
     """Everything into pandas, one regular expression per section."""
     import pandas as pd
 
-    titles = {"CHIEF COMPLAINT": "chief complaint", "PRESENT ILLNESS": "history of present illness",
-              "MEDICAL HISTORY": "past medical history", "MEDICATION ON ADMISSION": "medications on admission",
-              "ALLERGIES": "allergies", "PHYSICAL EXAM": "physical exam", "FAMILY HISTORY": "family history",
-              "SOCIAL HISTORY": "social history"}  # fmt: skip
+    titles = {
+        "CHIEF COMPLAINT": "chief complaint",
+        "PRESENT ILLNESS": "history of present illness",
+        "MEDICAL HISTORY": "past medical history",
+        "MEDICATION ON ADMISSION": "medications on admission",
+        "ALLERGIES": "allergies",
+        "PHYSICAL EXAM": "physical exam",
+        "FAMILY HISTORY": "family history",
+        "SOCIAL HISTORY": "social history",
+    }
     diagnoses = pd.read_csv(data / "hosp/diagnoses_icd.csv.gz", dtype={"icd_code": str})
     diagnoses = diagnoses[(diagnoses["seq_num"] == 1) & (diagnoses["icd_version"] == 10)]
     notes = pd.read_csv(data / "note/discharge.csv.gz")
     cases = notes.merge(diagnoses[["hadm_id", "icd_code"]], on="hadm_id")
     for name, heading in titles.items():
         pattern = re.compile(rf"{heading}:\n?(.*?)\n\s*\n+[^\n]*?:", re.I | re.S)
-        cases[name] = cases["text"].map(lambda text, p=pattern: found[1] if (found := p.search(text)) else "")
-    cases["note"] = cases[list(titles)].apply(lambda row: "\n".join(f"{k}: {v}" for k, v in row.items() if v), axis=1)
+        cases[name] = cases["text"].map(
+            lambda text, p=pattern: found[1] if (found := p.search(text)) else ""
+        )
+    cases["note"] = cases[list(titles)].apply(
+        lambda row: "\n".join(f"{k}: {v}" for k, v in row.items() if v), axis=1
+    )
     cases[["subject_id", "hadm_id", "note", "icd_code"]].to_parquet(out)
     return len(cases)
 
@@ -123,14 +152,28 @@ def measure(way: str, data: Path) -> None:
         seconds = time.perf_counter() - start
     done.set()
     watcher.join()
-    print(json.dumps({"seconds": round(seconds, 2), "peak_mib": round(peak[0] / 2**20), "cases": cases}))
+    print(
+        json.dumps(
+            {"seconds": round(seconds, 2), "peak_mib": round(peak[0] / 2**20), "cases": cases}
+        )
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed and memory of helpers.mimic against the usual way.")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.1], help="of the 331,794 summaries, 1 for all")
+    parser = argparse.ArgumentParser(
+        description="Speed and memory of helpers.mimic against the usual way."
+    )
+    parser.add_argument(
+        "--shares",
+        type=float,
+        nargs="+",
+        default=[0.01, 0.1],
+        help="of the 331,794 summaries, 1 for all",
+    )
     parser.add_argument("--ways", nargs="+", default=["usual", "this"], choices=["usual", "this"])
-    parser.add_argument("--dir", type=Path, default=None, help="where the files go (the full size needs about 1 GB)")
+    parser.add_argument(
+        "--dir", type=Path, default=None, help="where the files go (the full size needs about 1 GB)"
+    )
     parser.add_argument("--out", type=Path, default=None, help="write the table as CSV")
     parser.add_argument("--measure", nargs=2, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -148,10 +191,17 @@ def main() -> None:
                 command = [sys.executable, "-m", "benchmarks.mimic", "--measure", way, folder]
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
                 if done.returncode:
-                    print(f"{count:>9,} {way:>6} failed ({done.returncode}): {done.stderr.strip().splitlines()[-1:]}")
+                    print(
+                        f"{count:>9,} {way:>6} failed ({done.returncode}): {done.stderr.strip().splitlines()[-1:]}"
+                    )
                     continue
                 pair[way] = json.loads(done.stdout.splitlines()[-1])
-                row = {"notes": count, "way": way, **pair[way], "notes_per_s": round(count / pair[way]["seconds"])}
+                row = {
+                    "notes": count,
+                    "way": way,
+                    **pair[way],
+                    "notes_per_s": round(count / pair[way]["seconds"]),
+                }
                 table.append(row)
                 print(
                     f"{count:>9,} {way:>6} {row['seconds']:>8} {row['notes_per_s']:>8,} {row['peak_mib']:>9,}"
@@ -161,9 +211,16 @@ def main() -> None:
             memory = pair["this"]["peak_mib"] / pair["usual"]["peak_mib"]
             print(f"{'':>9} ratio: {speed:.2f} x the speed, {memory:.2f} x the peak memory")
     if args.out:
-        command = "python -m benchmarks.mimic --shares " + " ".join(f"{share:g}" for share in args.shares)
-        made = {"command": command, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
-                "made": time.strftime("%Y-%m-%d"), "load": round(load, 1)}  # fmt: skip
+        command = "python -m benchmarks.mimic --shares " + " ".join(
+            f"{share:g}" for share in args.shares
+        )
+        made = {
+            "command": command,
+            "cores": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+            "made": time.strftime("%Y-%m-%d"),
+            "load": round(load, 1),
+        }
         with args.out.open("w", newline="") as handle:
             writer = csv.DictWriter(handle, [*table[0], *made], lineterminator="\n")
             writer.writeheader()

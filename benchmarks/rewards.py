@@ -15,15 +15,23 @@ from functools import partial
 from helpers import prompts, rewards
 
 OFFLINE = (
-    "format_reward", "hierarchical_reward", "exact_reward", "prefix_reward", "deepicd_reward", "grounding_reward",
+    "format_reward",
+    "hierarchical_reward",
+    "exact_reward",
+    "prefix_reward",
+    "deepicd_reward",
+    "grounding_reward",
     "length_penalty",
 )
 INNER = r"([^<]*(?:<(?!/?{0}>)[^<]*)*)"
 PATTERN = re.compile(
-    rf"^\s*(?:<think>{INNER.format('think')}</think>)?\s*<diagnosis>{INNER.format('diagnosis')}</diagnosis>", re.MULTILINE
+    rf"^\s*(?:<think>{INNER.format('think')}</think>)?\s*<diagnosis>{INNER.format('diagnosis')}</diagnosis>",
+    re.MULTILINE,
 )
 HOSTILE = {
-    "line ends": "\n", "open think tags": "<think>\n", "open answers": "<diagnosis>",
+    "line ends": "\n",
+    "open think tags": "<think>\n",
+    "open answers": "<diagnosis>",
     "empty answers": "<diagnosis></diagnosis>",
 }
 
@@ -64,8 +72,10 @@ def main() -> None:
     rewards.hierarchical_reward(**typical(30))  # load the library of codes beforehand
     print(f"{n:,} completions of {sum(map(len, texts)) // n:,} characters on average\n")
     print(f"{'':32}{'completions/s':>15}{'64 of them, ms':>16}")
-    rows = {"prompts.parse": lambda: [prompts.parse(text) for text in texts],
-            "alternative: one pattern": lambda: [alternative(text) for text in texts]}
+    rows = {
+        "prompts.parse": lambda: [prompts.parse(text) for text in texts],
+        "alternative: one pattern": lambda: [alternative(text) for text in texts],
+    }
     rows |= {name: partial(getattr(rewards, name), **columns) for name in OFFLINE}
     rows["total (the course's default)"] = lambda: rewards.total(**columns)
     taken = {name: seconds(work) for name, work in rows.items()}
@@ -90,7 +100,10 @@ def table(heading: str, works: dict[str, Callable[[str], object]], sizes: tuple[
     for what, unit in HOSTILE.items():
         for name, work in works.items():
             texts = ["pain</think>\n" + unit * (size // len(unit)) for size in sizes]
-            print(f"{what:20}{name:24}" + "".join(f"{1000 * seconds(partial(work, text), 2):14.2f}" for text in texts))
+            print(
+                f"{what:20}{name:24}"
+                + "".join(f"{1000 * seconds(partial(work, text), 2):14.2f}" for text in texts)
+            )
 
 
 if __name__ == "__main__":

@@ -33,10 +33,17 @@ if TYPE_CHECKING:
     from tqdm import tqdm
     from transformers import TrainerCallback
 
-REPOSITORY = "https://github.com/deepicd-course/deepicd-course"  # a test keeps it equal to pyproject.toml
+REPOSITORY = (
+    "https://github.com/deepicd-course/deepicd-course"  # a test keeps it equal to pyproject.toml
+)
 NOTICE = "Research and teaching only: never for diagnosis, decision support, triage or unsupervised coding."
 LEAST_FREE_MB = 500
-SETUP_CELL = Path(__file__).with_name("setup_cell.txt").read_text(encoding="utf-8").replace("{repository}", REPOSITORY)
+SETUP_CELL = (
+    Path(__file__)
+    .with_name("setup_cell.txt")
+    .read_text(encoding="utf-8")
+    .replace("{repository}", REPOSITORY)
+)
 
 
 class Spec(NamedTuple):
@@ -46,14 +53,18 @@ class Spec(NamedTuple):
 
 
 _TABLE = tomllib.loads(Path(__file__).with_name("artefacts.toml").read_text(encoding="utf-8"))
-ARTEFACTS = {name: Spec(row["file"], tuple(row["needs"]), row["notebook"]) for name, row in _TABLE.items()}
+ARTEFACTS = {
+    name: Spec(row["file"], tuple(row["needs"]), row["notebook"]) for name, row in _TABLE.items()
+}
 
 # ------------------------------------------------------------------------------------------------ places
 
 
 def _place(variable: str, *default: str) -> Path:
     checkout = Path(__file__).parent.parent
-    root = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()  # pip installed: beside the reader
+    root = (
+        checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    )  # pip installed: beside the reader
     return Path(os.environ.get(variable) or root.joinpath(*default)).expanduser().absolute()
 
 
@@ -104,8 +115,10 @@ def per_device(batch: int, accumulate: int) -> tuple[int, int]:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     each, rest = divmod(batch * accumulate, processes)
     if rest:
-        raise ValueError(f"{batch * accumulate} rows per step cannot be shared among {processes} processes: "
-                         f"launch on a divisor of {batch * accumulate}, or change the batch.")
+        raise ValueError(
+            f"{batch * accumulate} rows per step cannot be shared among {processes} processes: "
+            f"launch on a divisor of {batch * accumulate}, or change the batch."
+        )
     batch = max(b for b in range(1, batch + 1) if each % b == 0)
     return batch, each // batch
 
@@ -125,7 +138,9 @@ def check_room(folder: Path) -> None:
         raise OSError(f"{folder}: cannot be written ({error.strerror}). {move}.") from error
     free = shutil.disk_usage(folder).free / 1e6
     if free < LEAST_FREE_MB:
-        raise OSError(f"{folder}: only {free:.0f} MB free, {LEAST_FREE_MB} MB are needed. {move}, or free some.")
+        raise OSError(
+            f"{folder}: only {free:.0f} MB free, {LEAST_FREE_MB} MB are needed. {move}, or free some."
+        )
 
 
 def setup() -> tuple[profiles.Profile, Path]:
@@ -134,40 +149,73 @@ def setup() -> tuple[profiles.Profile, Path]:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     profile, run = profiles.current(), run_dir()
     unused = profiles.unusable_card()
-    quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "WANDB_DISABLED": "true",
-             "WANDB_MODE": "disabled", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false",
-             "TRANSFORMERS_VERBOSITY": "error", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    if profile.base == "tiny":  # nothing to download, so nothing may try; small matrices gain nothing from many cores
-        quiet |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the figures of the course are a CPU's, and old small cards fail
-        quiet["OMP_NUM_THREADS"] = str(min(4, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 4))
+    quiet = {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "WANDB_DISABLED": "true",
+        "WANDB_MODE": "disabled",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
+    if (
+        profile.base == "tiny"
+    ):  # nothing to download, so nothing may try; small matrices gain nothing from many cores
+        quiet |= dict.fromkeys(
+            ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"
+        )
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # the figures of the course are a CPU's, and old small cards fail
+        )
+        quiet["OMP_NUM_THREADS"] = str(
+            min(4, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 4)
+        )
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     for kind in (FutureWarning, DeprecationWarning):
-        warnings.filterwarnings("ignore", category=kind, module="transformers|trl|peft|torch|bitsandbytes|accelerate")
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a faster kernel that need not be there
+        warnings.filterwarnings(
+            "ignore", category=kind, module="transformers|trl|peft|torch|bitsandbytes|accelerate"
+        )
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
+        logging.ERROR
+    )  # a faster kernel that need not be there
     check_room(run)
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell and not os.environ.get("ICD_PROGRESS") and _how_to_go_on not in shell.events.callbacks["post_run_cell"]:
+    if (
+        shell
+        and not os.environ.get("ICD_PROGRESS")
+        and _how_to_go_on not in shell.events.callbacks["post_run_cell"]
+    ):
         shell.events.register("post_run_cell", _how_to_go_on)  # headless, the runner says it
     synthetic = _ours(data_dir()) or (data_dir() / "truth").exists()
-    say(f"profile  {profile.name}: {profile.about} (ICD_PROFILE changes it)\n"
+    say(
+        f"profile  {profile.name}: {profile.about} (ICD_PROFILE changes it)\n"
         f"data     {show(data_dir())}: {'synthetic patients' if synthetic else 'your own data'}\n"
-        f"run      {show(run)}\n{NOTICE}")
+        f"run      {show(run)}\n{NOTICE}"
+    )
     if unused:
-        say("There is an NVIDIA driver, but torch finds no card it can use: compare nvidia-smi with torch.version.cuda.")
-    made_by = {name: read(_stamp(name)).get("inputs", {}).get("version", __version__) for name in ARTEFACTS}
+        say(
+            "There is an NVIDIA driver, but torch finds no card it can use: compare nvidia-smi with torch.version.cuda."
+        )
+    made_by = {
+        name: read(_stamp(name)).get("inputs", {}).get("version", __version__) for name in ARTEFACTS
+    }
     if old := [name for name, version in made_by.items() if version != __version__]:
-        say(f"Made by version {made_by[old[0]]} of the course, which is now {__version__}: {', '.join(old)} and what "
-            "follows from them will be made anew when needed.")
+        say(
+            f"Made by version {made_by[old[0]]} of the course, which is now {__version__}: {', '.join(old)} and what "
+            "follows from them will be made anew when needed."
+        )
     return profile, run
 
 
 def _how_to_go_on(result: Any) -> None:
     """After a cell that failed or was interrupted in a notebook that a reader has open."""
     if result.error_in_exec is not None:
-        say(f"Nothing that was finished is lost: it lies in {show(run_dir())}. Mend what the error names (on a full disk, free "
-            "some room) and run this notebook again from its first cell: it goes on, a training from its last checkpoint.")
+        say(
+            f"Nothing that was finished is lost: it lies in {show(run_dir())}. Mend what the error names (on a full disk, free "
+            "some room) and run this notebook again from its first cell: it goes on, a training from its last checkpoint."
+        )
 
 
 def save_figure(fig: Figure, name: str) -> Figure:
@@ -196,7 +244,9 @@ def write(path: Path, content: str | dict[str, Any]) -> Path:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("w", encoding="utf-8") as out:
-            out.write(content if isinstance(content, str) else json.dumps(content, indent=1, default=str))
+            out.write(
+                content if isinstance(content, str) else json.dumps(content, indent=1, default=str)
+            )
             out.flush()
             os.fsync(out.fileno())
         os.replace(part, path)
@@ -215,13 +265,25 @@ def key(name: str) -> str | None:
     if name != "data":
         return read(_stamp(name)).get("key")
     files = sorted(p for sub in ("hosp", "note") for p in (data_dir() / sub).glob("*.csv*"))
-    return digest([(p.name, p.stat().st_size, int(p.stat().st_mtime) if p.stat().st_size > 64e6 else
-                    hashlib.sha256(p.read_bytes()).hexdigest()) for p in files])
+    return digest(
+        [
+            (
+                p.name,
+                p.stat().st_size,
+                int(p.stat().st_mtime)
+                if p.stat().st_size > 64e6
+                else hashlib.sha256(p.read_bytes()).hexdigest(),
+            )
+            for p in files
+        ]
+    )
 
 
 def fresh(*names: str) -> bool:
     """Whether FRESH asks for one of these to be made anew."""
-    return bool({word.strip() for word in os.environ.get("FRESH", "").split(",")} & {"1", "all", *names})
+    return bool(
+        {word.strip() for word in os.environ.get("FRESH", "").split(",")} & {"1", "all", *names}
+    )
 
 
 def _path(name: str) -> Path:
@@ -234,19 +296,28 @@ def _stamp(name: str) -> Path:
 
 def _ours(folder: Path) -> bool:
     """Whether the data folder is (to be) the synthetic one that 01 writes: no other is ever written to."""
-    return (folder / ".stamp.json").is_file() or (folder.name == "synthetic" and not folder.exists())
+    return (folder / ".stamp.json").is_file() or (
+        folder.name == "synthetic" and not folder.exists()
+    )
 
 
 def _files(path: Path) -> dict[str, int]:
     inside = (p for p in sorted(path.rglob("*")) if p.is_file() and p.name != ".stamp.json")
-    return {"": path.stat().st_size} if path.is_file() else {str(p.relative_to(path)): p.stat().st_size for p in inside}
+    return (
+        {"": path.stat().st_size}
+        if path.is_file()
+        else {str(p.relative_to(path)): p.stat().st_size for p in inside}
+    )
 
 
 def _inputs(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """All that an artefact is made from; its digest is the artefact's key."""
     inputs: dict[str, Any] = {"version": __version__, "settings": settings}
     if name != "data":  # one synthetic hospital serves every profile
-        inputs |= {"profile": profiles.current().record(name), "upstream": {up: key(up) for up in ARTEFACTS[name].needs}}
+        inputs |= {
+            "profile": profiles.current().record(name),
+            "upstream": {up: key(up) for up in ARTEFACTS[name].needs},
+        }
     return json.loads(json.dumps(inputs, default=str))
 
 
@@ -259,12 +330,16 @@ def why_stale(name: str, settings: dict[str, Any] | None = None) -> str:
     if name == "data" and not _ours(path):
         if (path / "hosp").is_dir() and (path / "note").is_dir():
             return ""  # the reader's own, used as it is
-        raise FileNotFoundError(f"{path}: no hosp/ and note/ with MIMIC-IV's files. Correct ICD_DATA_DIR, or unset it "
-                                "for the synthetic patients; see data/README.md.")
+        raise FileNotFoundError(
+            f"{path}: no hosp/ and note/ with MIMIC-IV's files. Correct ICD_DATA_DIR, or unset it "
+            "for the synthetic patients; see data/README.md."
+        )
     if not path.exists() or not stamp:
         return "it was never finished" if path.exists() else "it is not there yet"
     there = _files(path)
-    if lost := [file or path.name for file, size in stamp["files"].items() if there.get(file) != size]:
+    if lost := [
+        file or path.name for file, size in stamp["files"].items() if there.get(file) != size
+    ]:
         return f"it was changed since ({', '.join(sorted(lost))})"
     if late := [up for up in ARTEFACTS[name].needs if why_stale(up)]:
         return f"{late[0]} is not up to date"
@@ -272,10 +347,18 @@ def why_stale(name: str, settings: dict[str, Any] | None = None) -> str:
     now = _inputs(name, then["settings"] if settings is None else settings)
     if then["version"] != now["version"]:
         return f"it was made by version {then['version']} of the course"
-    changed = {part: sorted(k for k in {**then[part], **now[part]} if then[part].get(k) != now[part].get(k))
-               for part in now if part != "version"}
-    words = [*changed["settings"], *(f"{k} of the profile" for k in changed.get("profile", ())),
-             *changed.get("upstream", ())]
+    changed = {
+        part: sorted(
+            k for k in {**then[part], **now[part]} if then[part].get(k) != now[part].get(k)
+        )
+        for part in now
+        if part != "version"
+    }
+    words = [
+        *changed["settings"],
+        *(f"{k} of the profile" for k in changed.get("profile", ())),
+        *changed.get("upstream", ()),
+    ]
     return f"{', '.join(words)} changed" if words else ""
 
 
@@ -304,7 +387,9 @@ class Artefact:
             self.stale = _from_main(False)
             return self.path
         if not made.exists():
-            raise FileNotFoundError(f"{self.name}: nothing at {made}. Write it there before commit().")
+            raise FileNotFoundError(
+                f"{self.name}: nothing at {made}. Write it there before commit()."
+            )
         stamp = {"key": digest(self.inputs), "inputs": self.inputs, "files": _files(made)}
         try:
             if self.name == "data":
@@ -314,14 +399,18 @@ class Artefact:
             _remove(aside)
             if self.path.exists():
                 os.rename(self.path, aside)
-            if self.name != "data":  # before the move, which is one act: killed on either side of it, nothing is lost
+            if (
+                self.name != "data"
+            ):  # before the move, which is one act: killed on either side of it, nothing is lost
                 write(_stamp(self.name), stamp)
             os.replace(made, self.path)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            raise OSError(f"{self.path}: the disk is full. Free some room and run the notebook again: it goes on from "
-                          "its last checkpoint.") from error
+            raise OSError(
+                f"{self.path}: the disk is full. Free some room and run the notebook again: it goes on from "
+                "its last checkpoint."
+            ) from error
         for left in (aside, self.tmp, self.work):
             _remove(left)
         self.stale = _from_main(False)
@@ -341,8 +430,12 @@ def artefact(name: str, settings: dict[str, Any] | None = None) -> Artefact:
     if why_stale(name, settings) or anew:
         check_room(run)
         if is_main():
-            job.lock = _lock(path.parent if name == "data" else run, name)  # profiles share the data, each has its own run
-        job.reason = why_stale(name, settings) or anew  # again: another process may have made it meanwhile
+            job.lock = _lock(
+                path.parent if name == "data" else run, name
+            )  # profiles share the data, each has its own run
+        job.reason = (
+            why_stale(name, settings) or anew
+        )  # again: another process may have made it meanwhile
     if not job.reason:
         if job.lock:
             job.lock.release()
@@ -351,16 +444,23 @@ def artefact(name: str, settings: dict[str, Any] | None = None) -> Artefact:
         job.inputs = _inputs(name, settings)
         mark, now = run / ".work" / f"{name}.key", digest(job.inputs)
         drop_half(job.work)
-        held = any(path.name != "README.md" for path in job.work.glob("*"))  # a trainer's card is no state
+        held = any(
+            path.name != "README.md" for path in job.work.glob("*")
+        )  # a trainer's card is no state
         goes_on = held and mark.is_file() and mark.read_text() == now and not anew
         if held and not goes_on:
-            say(f"{name}: what an interrupted run had done is not used (other settings or inputs, or FRESH)")
+            say(
+                f"{name}: what an interrupted run had done is not used (other settings or inputs, or FRESH)"
+            )
         for left in (job.tmp, *(() if goes_on else (job.work,))):
             shutil.rmtree(left, ignore_errors=True)
         job.tmp.mkdir(parents=True)
         job.work.mkdir(parents=True, exist_ok=True)
         write(mark, now)
-        say(f"{name}: making it because {job.reason}" + "; going on from the last checkpoint" * goes_on)
+        say(
+            f"{name}: making it because {job.reason}"
+            + "; going on from the last checkpoint" * goes_on
+        )
     job.reason = _from_main(job.reason)  # the others go by it, once everything is in its place
     job.stale = bool(job.reason)
     if job.stale and not is_main():
@@ -383,9 +483,14 @@ def _lock(run: Path, name: str) -> Any:
             lock.acquire(timeout=wait)
             break
         except Timeout:
-            say(f"{name}: another process is making it, waiting for that one (to take over, close its notebook)")
+            say(
+                f"{name}: another process is making it, waiting for that one (to take over, close its notebook)"
+            )
         except OSError:  # a mounted drive without locks: then among the processes of this machine
-            lock = FileLock(Path(tempfile.gettempdir(), f"icd-{digest(str(run))[:16]}-{name}.lock"), is_singleton=True)
+            lock = FileLock(
+                Path(tempfile.gettempdir(), f"icd-{digest(str(run))[:16]}-{name}.lock"),
+                is_singleton=True,
+            )
     return lock
 
 
@@ -403,12 +508,18 @@ def need(name: str) -> Path:
 
         notebook = ARTEFACTS[name].notebook
         if notebook in os.environ.get("ICD_MAKING", "").split(","):
-            raise RuntimeError(f"{notebook} asks for {name}, which it makes itself: {name} is missing because "
-                               f"{reason}. Run {notebook} from its first cell.")
-        say(f"{name}: {reason}. Running {notebook} first ({profiles.current().expected(notebook)}) ...")
+            raise RuntimeError(
+                f"{notebook} asks for {name}, which it makes itself: {name} is missing because "
+                f"{reason}. Run {notebook} from its first cell."
+            )
+        say(
+            f"{name}: {reason}. Running {notebook} first ({profiles.current().expected(notebook)}) ..."
+        )
         runner.run_in_subprocess(notebook)
         if reason := why_stale(name):
-            raise RuntimeError(f"{notebook} has run, but {name} is not whole: {reason}. Open that notebook and run it.")
+            raise RuntimeError(
+                f"{notebook} has run, but {name} is not whole: {reason}. Open that notebook and run it."
+            )
     return _path(name)
 
 
@@ -427,7 +538,9 @@ def progress(items: Iterable[Any] | int, label: str) -> tqdm:
 
     what = {"total": items} if isinstance(items, int) else {"iterable": items}
     if os.environ.get("ICD_PROGRESS"):
-        return Reporting(**what, desc=label, disable=not is_main(), mininterval=0.5, file=io.StringIO())
+        return Reporting(
+            **what, desc=label, disable=not is_main(), mininterval=0.5, file=io.StringIO()
+        )
     return tqdm(**what, desc=label, disable=not is_main())
 
 
@@ -436,7 +549,9 @@ def _know_cpu_by_number() -> None:
     """Let torch load a checkpoint to "cpu:0", which is what a launched process without a GPU calls its device."""
     from torch.serialization import register_package
 
-    register_package(15, lambda obj: None, lambda obj, place: obj if place.startswith("cpu:") else None)
+    register_package(
+        15, lambda obj: None, lambda obj, place: obj if place.startswith("cpu:") else None
+    )
 
 
 def TrainerProgress(label: str) -> TrainerCallback:
@@ -453,16 +568,26 @@ def TrainerProgress(label: str) -> TrainerCallback:
         _know_cpu_by_number()
 
     class Steps(TrainerCallback):
-        def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        def on_epoch_begin(
+            self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+        ) -> None:
             rows = train_dataloader.batch_sampler
-            while hasattr(rows, "batch_sampler"):  # accelerate's, which deals them out to the processes
+            while hasattr(
+                rows, "batch_sampler"
+            ):  # accelerate's, which deals them out to the processes
                 rows = rows.batch_sampler
-            if state.global_step >= state.max_steps:  # killed between its last checkpoint and its end: no step more
+            if (
+                state.global_step >= state.max_steps
+            ):  # killed between its last checkpoint and its end: no step more
                 rows.sampler = ()
             else:
-                rows.sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch or 0))
+                rows.sampler.generator = torch.Generator().manual_seed(
+                    args.seed + int(state.epoch or 0)
+                )
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+        ) -> None:
             if getattr(args, "gradient_checkpointing", False) and hasattr(model, "get_base_model"):
                 # TRL switches it on anew after every generation, and each time transformers adds one more hook for good
                 model.get_base_model().enable_input_require_grads = lambda: None
@@ -485,8 +610,14 @@ def drop_half(work: Path) -> None:
 
     for checkpoint in sorted(work.glob("checkpoint-*/")):
         whole = all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
-        parts = ["*model*", "optimizer*", "scheduler.pt"] if not any(checkpoint.glob("global_step*")) else []  # else DeepSpeed's
-        whole &= "global_step" in read(checkpoint / "trainer_state.json") and all(any(checkpoint.glob(part)) for part in parts)
+        parts = (
+            ["*model*", "optimizer*", "scheduler.pt"]
+            if not any(checkpoint.glob("global_step*"))
+            else []
+        )  # else DeepSpeed's
+        whole &= "global_step" in read(checkpoint / "trainer_state.json") and all(
+            any(checkpoint.glob(part)) for part in parts
+        )
         try:
             for path in checkpoint.glob("*.safetensors"):
                 safe_open(path, framework="np")
@@ -497,7 +628,9 @@ def drop_half(work: Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-def HeldOut(every: int, measure: Callable[[], float], show: Callable[[dict[str, float]], Any] | None = None) -> TrainerCallback:
+def HeldOut(
+    every: int, measure: Callable[[], float], show: Callable[[dict[str, float]], Any] | None = None
+) -> TrainerCallback:
     """A callback that puts `measure()`, a reward on notes that are not trained on, into the trainer's log as `eval_reward`.
 
     At the start, every so many steps and at the end; once for each step, also where a training goes on. `show` gets the row too.
@@ -506,7 +639,10 @@ def HeldOut(every: int, measure: Callable[[], float], show: Callable[[dict[str, 
 
     class Watching(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if not any(row["step"] == state.global_step and "eval_reward" in row for row in state.log_history):
+            if not any(
+                row["step"] == state.global_step and "eval_reward" in row
+                for row in state.log_history
+            ):
                 row = {"step": state.global_step, "eval_reward": measure()}
                 state.log_history.append(row)  # saved with each checkpoint
                 if show:

@@ -23,8 +23,15 @@ from helpers.profiles import Profile
 NOTEBOOK = {"sft": "03_lora_sft", "grpo": "04_qlora_grpo"}
 #: a layer's part of a token on a T4 (False) and an A100 (True), by TRL's QLoRA GRPO notebook (28 layers, 256 tokens)
 LAYER_SECONDS = {False: 94 / 256 / 28, True: 33 / 256 / 28}
-_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
-          "tie_word_embeddings")  # fmt: skip
+_SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "tie_word_embeddings",
+)
 #: fields of _SHAPE of Qwen/Qwen2.5-*-Instruct, largest first
 QWEN = tomllib.loads(Path(__file__).with_name("qwen.toml").read_text(encoding="utf-8"))
 
@@ -63,14 +70,18 @@ def device_gb() -> tuple[float, float]:
 
     device = int(os.environ.get("LOCAL_RANK", "0"))
     free, total = torch.cuda.mem_get_info(device)
-    return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / 1e9, total / 1e9
+    return (
+        free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    ) / 1e9, total / 1e9
 
 
 def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def estimate(profile: Profile, stage: str, *, processes: int = 1, gpu: bool | None = None) -> dict[str, float]:
+def estimate(
+    profile: Profile, stage: str, *, processes: int = 1, gpu: bool | None = None
+) -> dict[str, float]:
     """Peak memory of one process in training stage "sft" or "grpo", in GB of 1e9 bytes, with the terms it is made of.
 
     Sequences are taken as long as the profile allows; several processes share the rows of a step. b: 2 bytes (bf16, fp16), or
@@ -106,25 +117,40 @@ def estimate(profile: Profile, stage: str, *, processes: int = 1, gpu: bool | No
     hidden, inner, layers, heads, kv_heads, vocabulary, tied = (c.get(field) for field in _SHAPE)
     head = c.get("head_dim") or hidden // heads
     q, kv = heads * head, (kv_heads or heads) * head
-    batch, four_bit, prompt = getattr(p, f"{stage}_batch"), getattr(p, f"{stage}_4bit"), p.max_prompt_tokens
-    rows = batch * getattr(p, f"{stage}_grad_accum") // processes  # a process's share of a step, as course.per_device has it
+    batch, four_bit, prompt = (
+        getattr(p, f"{stage}_batch"),
+        getattr(p, f"{stage}_4bit"),
+        p.max_prompt_tokens,
+    )
+    rows = (
+        batch * getattr(p, f"{stage}_grad_accum") // processes
+    )  # a process's share of a step, as course.per_device has it
     batch = max((k for k in range(1, batch + 1) if rows % k == 0), default=1)
     length = prompt + (p.grpo_max_completion if grpo else p.max_new_tokens)
     layer = b * (10 * hidden + 6 * inner)
     kept = b * layers * hidden + layer if p.gradient_checkpointing else layers * layer
-    at_once = (batch * (p.grpo_steps_per_generation or 0) or rows) if grpo and not p.grpo_vllm else 0
+    at_once = (
+        (batch * (p.grpo_steps_per_generation or 0) or rows) if grpo and not p.grpo_vllm else 0
+    )
     cache = at_once * 2 * layers * kv * b  # for one token of each completion
     matrices = layers * (2 * hidden * (q + kv) + 3 * hidden * inner)
     terms = {
-        "weights": (0.516 if four_bit else b) * matrices + b * vocabulary * hidden * (1 if tied else 2),
-        "lora": p.sft_lora_r * layers * (7 * hidden + 2 * q + 2 * kv + 3 * inner) * (16 + 4 * (processes > 1)),
+        "weights": (0.516 if four_bit else b) * matrices
+        + b * vocabulary * hidden * (1 if tied else 2),
+        "lora": p.sft_lora_r
+        * layers
+        * (7 * hidden + 2 * q + 2 * kv + 3 * inner)
+        * (16 + 4 * (processes > 1)),
         "activations": batch * length * kept + four_bit * b * hidden * inner,
         "head": min(batch * length, 4096) * min(vocabulary, 32768) * 8,
         "kv": cache * length,
         "prefill": at_once * prompt * b * (6 * hidden + (6 if b == 2 else 4) * inner),
         "overhead": 0.8e9 if b == 2 else 1.9e9,
     }
-    training, generation = terms["activations"] + terms["head"], max(terms["kv"], cache * prompt + terms["prefill"])
+    training, generation = (
+        terms["activations"] + terms["head"],
+        max(terms["kv"], cache * prompt + terms["prefill"]),
+    )
     terms["peak"] = terms["weights"] + terms["lora"] + terms["overhead"] + max(training, generation)
     return {name: value / 1e9 for name, value in terms.items()}
 
@@ -135,36 +161,56 @@ def rollout_seconds(profile: Profile, *, new_card: bool) -> float:
     A token takes the time to call each layer's many small kernels, whatever the batch; that time is TRL's (LAYER_SECONDS), on an
     A100 for cards with bf16 (`new_card`), else on a T4. The forward and backward passes come on top.
     """
-    generations = profile.grpo_grad_accum / (profile.grpo_steps_per_generation or profile.grpo_grad_accum)
+    generations = profile.grpo_grad_accum / (
+        profile.grpo_steps_per_generation or profile.grpo_grad_accum
+    )
     tokens = generations * profile.grpo_max_completion
     return tokens * config(profile.base)["num_hidden_layers"] * LAYER_SECONDS[new_card]
 
 
 def measured(profile: Profile, stage: str) -> float | None:
     """Measured peak in GB, where this is the profile's class of hardware and none of its settings was changed."""
-    same = profile == profiles.PROFILES.get(profile.name) and (profiles._gpu_gb() is None) == (profile.base == "tiny")
+    same = profile == profiles.PROFILES.get(profile.name) and (profiles._gpu_gb() is None) == (
+        profile.base == "tiny"
+    )
     return profile.peak_gb.get(NOTEBOOK[stage]) if same else None
 
 
 def _levers(p: Profile, stage: str) -> list[list[dict[str, Any]]]:
     """Settings that can be lowered, the harmless ones first: each a list of changes, the nearest first. The last is the base."""
-    batch, accum, n = getattr(p, f"{stage}_batch"), getattr(p, f"{stage}_grad_accum"), p.grpo_prompts_per_step
+    batch, accum, n = (
+        getattr(p, f"{stage}_batch"),
+        getattr(p, f"{stage}_grad_accum"),
+        p.grpo_prompts_per_step,
+    )
     grpo, notes = stage == "grpo", [p.max_note_tokens * quarters // 4 for quarters in (3, 2, 1)]
     at_once = grpo and p.grpo_steps_per_generation and batch * p.grpo_steps_per_generation
     return [
         [{"gradient_checkpointing": True}],
-        [{f"{stage}_batch": k, f"{stage}_grad_accum": batch * accum // k}
-         | ({"grpo_steps_per_generation": at_once // k} if at_once else {})
-         for k in range(batch, 0, -1) if batch * accum % k == 0],
+        [
+            {f"{stage}_batch": k, f"{stage}_grad_accum": batch * accum // k}
+            | ({"grpo_steps_per_generation": at_once // k} if at_once else {})
+            for k in range(batch, 0, -1)
+            if batch * accum % k == 0
+        ],
         [{"grpo_steps_per_generation": k} for k in range(accum * grpo, 0, -1) if accum % k == 0],
         [{f"{stage}_4bit": True}],
-        [{"max_note_tokens": k, "max_prompt_tokens": p.max_prompt_tokens - p.max_note_tokens + k} for k in notes],
-        [{"grpo_prompts_per_step": k, "grpo_grad_accum": accum * k // n} for k in range(n * grpo, 0, -1) if accum * k % n == 0],
+        [
+            {"max_note_tokens": k, "max_prompt_tokens": p.max_prompt_tokens - p.max_note_tokens + k}
+            for k in notes
+        ],
+        [
+            {"grpo_prompts_per_step": k, "grpo_grad_accum": accum * k // n}
+            for k in range(n * grpo, 0, -1)
+            if accum * k % n == 0
+        ],
         [{"base": name} for name in QWEN],
-    ]  # fmt: skip
+    ]
 
 
-def remedies(profile: Profile, stage: str, room: float, *, processes: int = 1) -> list[tuple[Profile, float]]:
+def remedies(
+    profile: Profile, stage: str, room: float, *, processes: int = 1
+) -> list[tuple[Profile, float]]:
     """Profiles that fit into `room` GB, each with its estimate: one for each setting that is enough when lowered alone, to the
     nearest value; where only a smaller base would be, also one with several settings lowered together.
 
@@ -180,7 +226,10 @@ def remedies(profile: Profile, stage: str, room: float, *, processes: int = 1) -
                 continue
             if (gb := estimate(q, stage, processes=processes)["peak"]) < before:
                 options.append((q, gb))
-        return next((option for option in options if option[1] <= room), min(options, key=lambda option: option[1]))
+        return next(
+            (option for option in options if option[1] <= room),
+            min(options, key=lambda option: option[1]),
+        )
 
     *settings, base = (lowered(profile, lever) for lever in range(7))
     found, together = [option for option in settings if option[1] <= room], (profile, 0.0)
@@ -200,7 +249,10 @@ def _advice(profile: Profile, stage: str, room: float) -> str:
         lines.append(f"\n  - {change}: {gb:.1f} GB, {before - gb:.1f} GB less")
     if not lines:
         return "No setting makes it fit: take a smaller profile (ICD_PROFILE) or a larger device."
-    return "Any one of these is enough (in helpers/profiles.yaml or the settings cell), by estimate:" + "".join(lines)
+    return (
+        "Any one of these is enough (in helpers/profiles.yaml or the settings cell), by estimate:"
+        + "".join(lines)
+    )
 
 
 def check(profile: Profile, stage: str) -> None:
@@ -217,14 +269,25 @@ def check(profile: Profile, stage: str) -> None:
         return
     need = measured(profile, stage) or guess
     if need > (room := free if gpu else total):
-        raise MemoryError(f"{stage.upper()} in profile {profile.name!r} needs about {need:.1f} GB, there are {room:.1f} GB"
-                          f"{'' if gpu else ' (on a CPU a rough estimate)'}. {_advice(profile, stage, room - need + guess)}")
+        raise MemoryError(
+            f"{stage.upper()} in profile {profile.name!r} needs about {need:.1f} GB, there are {room:.1f} GB"
+            f"{'' if gpu else ' (on a CPU a rough estimate)'}. {_advice(profile, stage, room - need + guess)}"
+        )
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, numpy or Python says that there was no memory: a CPU's have no class of their own."""
-    told = ("out of memory", "DefaultCPUAllocator", "annot allocate memory", "bad_alloc", "Unable to allocate", "ALLOC_FAILED")
-    return any(words in str(error) for words in told) or (isinstance(error, MemoryError) and not str(error))
+    told = (
+        "out of memory",
+        "DefaultCPUAllocator",
+        "annot allocate memory",
+        "bad_alloc",
+        "Unable to allocate",
+        "ALLOC_FAILED",
+    )
+    return any(words in str(error) for words in told) or (
+        isinstance(error, MemoryError) and not str(error)
+    )
 
 
 @contextmanager
@@ -245,17 +308,27 @@ def oom_advice(error: BaseException, profile: Profile, stage: str) -> str:
     twentieth of the whole more.
     """
     found = re.findall(r"(allocate|of which) ([\d.]+) (?:([KMGTP])iB|bytes)", str(error))
-    said = {word: float(number) * 1024 ** " KMGTP".index(unit or " ") / 1e9 for word, number, unit in found}
+    said = {
+        word: float(number) * 1024 ** " KMGTP".index(unit or " ") / 1e9
+        for word, number, unit in found
+    }
     missing = max(0.0, said.get("allocate", 0.0) - said.get("of which", 0.0))
     try:
         peak = estimate(profile, stage, processes=_processes())["peak"]
     except OSError as error:
         return f"{stage.upper()} ran out of memory. {error} Lower {stage}_batch to half, raise {stage}_grad_accum in proportion."
-    more = "" if "reserved by PyTorch" not in str(error) else (
-        "\nWhere much is 'reserved by PyTorch but unallocated', PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True can be enough.")
+    more = (
+        ""
+        if "reserved by PyTorch" not in str(error)
+        else (
+            "\nWhere much is 'reserved by PyTorch but unallocated', PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True can be enough."
+        )
+    )
     lack = f"about {missing:.1f} GB were missing" if said else "how much was missing is not told"
-    return (f"{stage.upper()} ran out of memory: {lack}, {peak:.1f} GB were estimated. Restart the "
-            f"kernel, which frees what is held. {_advice(profile, stage, 0.95 * peak - missing)}{more}")
+    return (
+        f"{stage.upper()} ran out of memory: {lack}, {peak:.1f} GB were estimated. Restart the "
+        f"kernel, which frees what is held. {_advice(profile, stage, 0.95 * peak - missing)}{more}"
+    )
 
 
 def table(profile: Profile) -> pd.DataFrame:
@@ -270,10 +343,24 @@ def table(profile: Profile) -> pd.DataFrame:
             guess = None
         need = (known := measured(profile, stage)) or guess
         fits = "not known" if need is None else "yes" if need <= free else "no"
-        rows[stage.upper()] = {"estimated GB": f"{guess:.1f}{mark}" if guess else "not known",
-                               "measured GB": f"{known:.1f}" if known else "not measured", "available GB": f"{free:.1f}",
-                               "fits": fits, "time": profile.expected(NOTEBOOK[stage])}  # fmt: skip
-        if gpu and guess and stage == "grpo" and NOTEBOOK[stage] not in profile.minutes and not profile.grpo_vllm:
-            seconds = rollout_seconds(profile, new_card="bfloat16" in str(models.dtype_for_device()))
-            rows[stage.upper()]["time"] = f"not measured; roll-outs by a rule of thumb {seconds:.0f} s a step"
+        rows[stage.upper()] = {
+            "estimated GB": f"{guess:.1f}{mark}" if guess else "not known",
+            "measured GB": f"{known:.1f}" if known else "not measured",
+            "available GB": f"{free:.1f}",
+            "fits": fits,
+            "time": profile.expected(NOTEBOOK[stage]),
+        }
+        if (
+            gpu
+            and guess
+            and stage == "grpo"
+            and NOTEBOOK[stage] not in profile.minutes
+            and not profile.grpo_vllm
+        ):
+            seconds = rollout_seconds(
+                profile, new_card="bfloat16" in str(models.dtype_for_device())
+            )
+            rows[stage.upper()]["time"] = (
+                f"not measured; roll-outs by a rule of thumb {seconds:.0f} s a step"
+            )
     return pd.DataFrame(rows).T

@@ -21,13 +21,22 @@ from typing import Any, NamedTuple
 _SHAPE = re.compile(r"([A-Z](?:[0-9][0-9AB]|A[0-9]))\.?([0-9A-Z]{0,4})\.?")
 # White space, unless a word or another code follows: "I10 and", "I10 J18" are no codes.
 _GAP = re.compile(r"\s+(?!(?!XX)[A-Z][0-9A-Z])")
-_LONGEST_INPUT = 32  # a code has 7 characters; anything far beyond is refused before it is looked at
+_LONGEST_INPUT = (
+    32  # a code has 7 characters; anything far beyond is refused before it is looked at
+)
 _X_SUBCATEGORIES = frozenset({"J09X", "M01X"})  # the two headers that really end in a placeholder
 
-_CHAPTERS: list[list[str]] = tomllib.loads(Path(__file__).with_name("chapters.toml").read_text(encoding="utf-8"))["chapters"]
+_CHAPTERS: list[list[str]] = tomllib.loads(
+    Path(__file__).with_name("chapters.toml").read_text(encoding="utf-8")
+)["chapters"]
 # Without D and H, which two chapters share: see `chapter`.
-_CHAPTER_OF_LETTER = dict(zip("ABCEFGIJKLMNOPQRSTVWXYZU", (
-    1, 1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 19, 20, 20, 20, 20, 21, 22), strict=True))
+_CHAPTER_OF_LETTER = dict(
+    zip(
+        "ABCEFGIJKLMNOPQRSTVWXYZU",
+        (1, 1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 19, 20, 20, 20, 20, 21, 22),
+        strict=True,
+    )
+)
 
 
 class _Library(NamedTuple):
@@ -114,8 +123,10 @@ def chapter_short(number: int) -> str:
 
 def _chapter_text(number: int) -> list[str]:
     if number not in range(1, len(_CHAPTERS) + 1):
-        raise ValueError(f"chapter {number!r} does not exist: ICD-10-CM has chapters 1 to {len(_CHAPTERS)}. "
-                         "Take the number from icd.chapter(code).")
+        raise ValueError(
+            f"chapter {number!r} does not exist: ICD-10-CM has chapters 1 to {len(_CHAPTERS)}. "
+            "Take the number from icd.chapter(code)."
+        )
     return _CHAPTERS[int(number) - 1]
 
 
@@ -139,7 +150,9 @@ def ancestors(code: Any) -> dict[str, Any]:
 def _path(plain: str) -> tuple[str, ...]:
     """Nodes from chapter to code. A prefix that is no header is no node: T07XXXA hangs from T07."""
     (codes, block_of), cat = _library(), plain[:3]
-    below = [plain[:n] for n in range(4, len(plain)) if plain[:n] in codes] + [plain] * (len(plain) > 3)
+    below = [plain[:n] for n in range(4, len(plain)) if plain[:n] in codes] + [plain] * (
+        len(plain) > 3
+    )
     return (str(chapter(plain)), f"block {block_of.get(cat, cat)}", cat, *below)
 
 
@@ -148,10 +161,14 @@ def tree_distance(a: Any, b: Any) -> int:
     depth(a) + depth(b) - 2 depth(deepest common ancestor). Raises ValueError where a or b is no code."""
     x, y = normalise(a), normalise(b)
     if x is None or y is None:
-        raise ValueError(f"tree_distance({a!r:.40}, {b!r:.40}): one of them is not a code. "
-                         "Drop unusable answers first: icd.normalise gives None for them.")
+        raise ValueError(
+            f"tree_distance({a!r:.40}, {b!r:.40}): one of them is not a code. "
+            "Drop unusable answers first: icd.normalise gives None for them."
+        )
     p, q = _path(x), _path(y)
-    shared = next((i for i, (m, n) in enumerate(zip(p, q, strict=False)) if m != n), min(len(p), len(q)))
+    shared = next(
+        (i for i, (m, n) in enumerate(zip(p, q, strict=False)) if m != n), min(len(p), len(q))
+    )
     return len(p) + len(q) - 2 * shared
 
 

@@ -40,12 +40,19 @@ if TYPE_CHECKING:
 
 SPLITS, SHARES = ("train", "val", "test"), (0.7, 0.1, 0.2)
 MIN_WORDS = 10  # an admission note below this says nothing
-HASHES, BAND, SHINGLE, SAME = 64, 4, 3, 0.85  # minhash size, values to a band, words to a shingle, Jaccard of near-duplicates
+HASHES, BAND, SHINGLE, SAME = (
+    64,
+    4,
+    3,
+    0.85,
+)  # minhash size, values to a band, words to a shingle, Jaccard of near-duplicates
 CHUNK = 500  # notes sent to a worker at once, and the least that a row group holds
 _ALONE = 8  # below as many chunks, one process does the work alone
 _BROKEN_SHARE = 0.05  # more unreadable records than this: the file, not the record, is at fault
 _LONGEST_FIELD = 16 << 20  # bytes; a longer "note" is a quote that never closes
-_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that were no UTF-8, as `surrogateescape` leaves them
+_ESCAPED = re.compile(
+    "[\udc80-\udcff]"
+)  # bytes that were no UTF-8, as `surrogateescape` leaves them
 _NUMBERS = ("subject_id", "hadm_id", "note_seq")
 _AGAIN = "Download it again and compare its checksum. See data/README.md."
 _SEE = "See data/README.md."
@@ -68,13 +75,19 @@ def find_table(data_dir: str | Path, name: str) -> Path:
     hint = f"found in {folder}/: {', '.join(sorted(p.name for p in (root / folder).glob('*'))[:12]) or 'nothing'}"
     if root.name in ("hosp", "note") and not (root / folder).is_dir():
         hint = f"this is {root.name}/ itself; give the folder above it, {root.parent}"
-    elif inner := sorted({str(p.parent) for depth in ("*/", "*/*/") for p in root.glob(depth + folder) if p.is_dir()}):
+    elif inner := sorted(
+        {str(p.parent) for depth in ("*/", "*/*/") for p in root.glob(depth + folder) if p.is_dir()}
+    ):
         hint = f"{folder}/ lies deeper, in {', '.join(inner[:3])}; give the folder that holds hosp/ and note/"
     raise FileNotFoundError(f"{name}.csv or {name}.csv.gz is missing in {root} ({hint}). {_SEE}")
 
 
-def read_rows(path: Path, columns: Sequence[str], skipped: Counter[str] | None = None,
-              tick: Callable[[int], None] | None = None) -> Iterator[list[str]]:  # fmt: skip
+def read_rows(
+    path: Path,
+    columns: Sequence[str],
+    skipped: Counter[str] | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> Iterator[list[str]]:
     """Stream the given columns of a raw table as strings; `tick` gets the position in the file, in bytes.
 
     A record that cannot be read (broken quoting, wrong number of fields, not UTF-8) is skipped and counted in `skipped`.
@@ -95,8 +108,13 @@ def read_rows(path: Path, columns: Sequence[str], skipped: Counter[str] | None =
                 hint = "" if all(map(str.isprintable, header)) else " The file is not UTF-8 text."
                 if len(header) == 1 and re.search(r"\w[;\t|]\w", header[0]):
                     hint = " The fields are not separated by commas."
-                listed, found = ", ".join(f"'{c}'" for c in missing), ascii(", ".join(header)[:300])[1:-1]
-                raise ValueError(f"{name}: column {listed} is missing (found: {found}).{hint} {_SEE}")
+                listed, found = (
+                    ", ".join(f"'{c}'" for c in missing),
+                    ascii(", ".join(header)[:300])[1:-1],
+                )
+                raise ValueError(
+                    f"{name}: column {listed} is missing (found: {found}).{hint} {_SEE}"
+                )
             at = [header.index(c) for c in columns]
             while True:
                 row, why = [], ""
@@ -108,20 +126,34 @@ def read_rows(path: Path, columns: Sequence[str], skipped: Counter[str] | None =
                     why = f"broken quoting: {error}"
                 if row and not why:
                     if len(row) != len(header):
-                        why = f"broken quoting or a field lost: {len(row)} fields, not {len(header)}"
+                        why = (
+                            f"broken quoting or a field lost: {len(row)} fields, not {len(header)}"
+                        )
                     elif not (joined := "".join(row)).isascii() and _ESCAPED.search(joined):
                         why = "not UTF-8"
                 if why:
                     broken += 1
                     first_fault = first_fault or f"near line {line + reader.line_num}, {why}"
                     if why != "not UTF-8" and header[0] != "text" and "text" in header:
-                        line += reader.line_num  # in the middle of a torn note: go on where a record begins
+                        line += (
+                            reader.line_num
+                        )  # in the middle of a torn note: go on where a record begins
                         before = header[: header.index("text")]
-                        fields = [r'"?\d*(?:\.0)?"?,' if c in _NUMBERS else r'"?[^",\n]*"?,' for c in before]
+                        fields = [
+                            r'"?\d*(?:\.0)?"?,' if c in _NUMBERS else r'"?[^",\n]*"?,'
+                            for c in before
+                        ]
                         begins = re.compile("".join(fields)).match
                         if held and row and not re.match("".join(fields[:3]), ",".join(row) + ","):
-                            held, good, broken = [], good - 1, broken + 1  # the rest of a note that a stray quote ended early
-                        reader = csv.reader(dropwhile(lambda text, begins=begins: not begins(text), lines), strict=True)
+                            held, good, broken = (
+                                [],
+                                good - 1,
+                                broken + 1,
+                            )  # the rest of a note that a stray quote ended early
+                        reader = csv.reader(
+                            dropwhile(lambda text, begins=begins: not begins(text), lines),
+                            strict=True,
+                        )
                 elif row:
                     good += 1
                     if tick and not good % 256:
@@ -132,15 +164,25 @@ def read_rows(path: Path, columns: Sequence[str], skipped: Counter[str] | None =
             if held:
                 yield held
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        what = "is no gzip file" if path.open("rb").read(2) not in (b"", b"\x1f", b"\x1f\x8b") else "is truncated or damaged"
+        what = (
+            "is no gzip file"
+            if path.open("rb").read(2) not in (b"", b"\x1f", b"\x1f\x8b")
+            else "is truncated or damaged"
+        )
         raise ValueError(f"{name} {what} (after {good} records: {error}). {_AGAIN}") from error
     finally:
         csv.field_size_limit(limit)
     if broken:
         skipped[f"{name}: records that cannot be read (the first {first_fault})"] += broken
     if broken > max(1, _BROKEN_SHARE * (good + broken)) or (broken and not good):
-        advice = "Convert it: iconv -f latin1 -t utf8." if "UTF-8" in first_fault else "Was it edited? Take the original file."
-        raise ValueError(f"{name}: {broken} of {good + broken} records cannot be read; the first {first_fault}. {advice} {_SEE}")
+        advice = (
+            "Convert it: iconv -f latin1 -t utf8."
+            if "UTF-8" in first_fault
+            else "Was it edited? Take the original file."
+        )
+        raise ValueError(
+            f"{name}: {broken} of {good + broken} records cannot be read; the first {first_fault}. {advice} {_SEE}"
+        )
     if not good:
         raise ValueError(f"{name} has a header and no records. {_AGAIN}")
 
@@ -163,7 +205,9 @@ def _integer(field: str) -> int | None:
 def texts(data_dir: str | Path, hadm_ids: Collection[int]) -> Iterator[tuple[int, str]]:
     """(hadm_id, whole discharge summary) of the given admissions, of several the first: for the leak audit and for reading."""
     wanted, best = {str(h) for h in hadm_ids}, {}
-    for hadm, kind, seq, text in read_rows(find_table(data_dir, "note/discharge"), ("hadm_id", "note_type", "note_seq", "text")):
+    for hadm, kind, seq, text in read_rows(
+        find_table(data_dir, "note/discharge"), ("hadm_id", "note_type", "note_seq", "text")
+    ):
         if kind.strip() != "AD" and (hadm in wanted or str(_integer(hadm)) in wanted):
             written, key = _integer(seq) or 0, int(_integer(hadm) or 0)
             if key not in best or written < best[key][0]:
@@ -175,20 +219,28 @@ def dictionary(data_dir: str | Path, skipped: Counter[str] | None = None) -> set
     """The ICD-10-CM codes (normalised) of the data set's own `d_icd_diagnoses`, retired ones included."""
     from helpers import icd
 
-    rows = read_rows(find_table(data_dir, "hosp/d_icd_diagnoses"), ("icd_code", "icd_version"), skipped)
-    return {code for raw, version in rows if _integer(version) == 10 and (code := icd.normalise(raw))}
+    rows = read_rows(
+        find_table(data_dir, "hosp/d_icd_diagnoses"), ("icd_code", "icd_version"), skipped
+    )
+    return {
+        code for raw, version in rows if _integer(version) == 10 and (code := icd.normalise(raw))
+    }
 
 
 # --- step 1: labels ---------------------------------------------------------------------------------------------------
 
 
-def _labels(data_dir: Path, funnel: dict[str, int], skipped: Counter[str]) -> tuple[dict[int, tuple[int, str]], set[int]]:
+def _labels(
+    data_dir: Path, funnel: dict[str, int], skipped: Counter[str]
+) -> tuple[dict[int, tuple[int, str]], set[int]]:
     """hadm_id -> (subject_id, principal ICD-10-CM code); and all admissions. Fills the first rows of the funnel."""
     from helpers import icd
 
     own_codes = dictionary(data_dir, skipped)
     admissions: dict[int, int] = {}
-    for row in read_rows(find_table(data_dir, "hosp/admissions"), ("subject_id", "hadm_id"), skipped):
+    for row in read_rows(
+        find_table(data_dir, "hosp/admissions"), ("subject_id", "hadm_id"), skipped
+    ):
         subject, hadm = map(_integer, row)
         if subject is None or hadm is None:
             skipped["hosp/admissions: subject_id or hadm_id is no number"] += 1
@@ -198,14 +250,18 @@ def _labels(data_dir: Path, funnel: dict[str, int], skipped: Counter[str]) -> tu
             admissions[hadm] = subject
     principal: dict[int, tuple[int, str] | None] = {}
     columns = ("subject_id", "hadm_id", "seq_num", "icd_code", "icd_version")
-    for *ids, raw, written in read_rows(find_table(data_dir, "hosp/diagnoses_icd"), columns, skipped):
+    for *ids, raw, written in read_rows(
+        find_table(data_dir, "hosp/diagnoses_icd"), columns, skipped
+    ):
         if ids[2].strip() not in ("1", "1.0", "01"):
             continue
         (subject, hadm, _), version = map(_integer, ids), _integer(written)
         if subject is None or hadm is None or version not in (9, 10):
             skipped["hosp/diagnoses_icd: an id or icd_version cannot be read"] += 1
         elif admissions.get(hadm) != subject:
-            skipped["hosp/diagnoses_icd: principal diagnosis of no admission in hosp/admissions"] += 1
+            skipped[
+                "hosp/diagnoses_icd: principal diagnosis of no admission in hosp/admissions"
+            ] += 1
         else:
             code = (icd.normalise(raw) or raw) if version == 10 else raw
             value = (version, sys.intern(code))
@@ -214,12 +270,18 @@ def _labels(data_dir: Path, funnel: dict[str, int], skipped: Counter[str]) -> tu
             elif principal[hadm] == value:
                 skipped["hosp/diagnoses_icd: principal diagnosis stands twice"] += 1
             else:
-                skipped["hosp/diagnoses_icd: two different principal diagnoses"] += principal[hadm] is not None
+                skipped["hosp/diagnoses_icd: two different principal diagnoses"] += (
+                    principal[hadm] is not None
+                )
                 principal[hadm] = None
     if not principal:
-        faults = "; ".join(f"{n} x {fault}" for fault, n in skipped.items() if fault.startswith("hosp/"))
-        raise ValueError(f"hosp/diagnoses_icd: no row with seq_num 1 joins hosp/admissions ({faults or 'no row has seq_num 1'}). "
-                         f"Are both of one release? {_SEE}")  # fmt: skip
+        faults = "; ".join(
+            f"{n} x {fault}" for fault, n in skipped.items() if fault.startswith("hosp/")
+        )
+        raise ValueError(
+            f"hosp/diagnoses_icd: no row with seq_num 1 joins hosp/admissions ({faults or 'no row has seq_num 1'}). "
+            f"Are both of one release? {_SEE}"
+        )
     known = {hadm: value for hadm, value in principal.items() if value}
     tens = {hadm: code for hadm, (version, code) in known.items() if version == 10}
     valid = {code for code in set(tens.values()) if icd.is_valid(code, own_codes)}
@@ -229,13 +291,17 @@ def _labels(data_dir: Path, funnel: dict[str, int], skipped: Counter[str]) -> tu
     labels = {hadm: (admissions[hadm], code) for hadm, code in tens.items() if code in valid}
     funnel["valid code"] = len(labels)
     if not labels:
-        raise ValueError(f"hosp/diagnoses_icd: no admission has a valid ICD-10-CM principal diagnosis (icd_version 10). {_SEE}")
+        raise ValueError(
+            f"hosp/diagnoses_icd: no admission has a valid ICD-10-CM principal diagnosis (icd_version 10). {_SEE}"
+        )
     return labels, set(admissions)
 
 
 # --- step 2: notes ----------------------------------------------------------------------------------------------------
 
-_MIX = np.random.default_rng(20261101).integers(1, 2**32, (2, HASHES), dtype=np.uint32) | np.uint32(1)  # constants
+_MIX = np.random.default_rng(20261101).integers(1, 2**32, (2, HASHES), dtype=np.uint32) | np.uint32(
+    1
+)  # constants
 
 
 def _extract(chunk: list[tuple[int, int, int, str]]) -> list[tuple[Any, ...]]:
@@ -243,7 +309,11 @@ def _extract(chunk: list[tuple[int, int, int, str]]) -> list[tuple[Any, ...]]:
     out = []
     for subject, hadm, seq, text in chunk:
         found = notes.sections(text)
-        note = notes.assemble(found) if any(found.get(name, "").strip("_ .\n") for name in notes.CORE) else ""
+        note = (
+            notes.assemble(found)
+            if any(found.get(name, "").strip("_ .\n") for name in notes.CORE)
+            else ""
+        )
         words = note.lower().split()
         digest = hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest()
         out.append((subject, hadm, seq, note, len(note.split()), digest, _minhash(words).tobytes()))
@@ -262,13 +332,21 @@ def _minhash(words: list[str]) -> np.ndarray:
     return (mixed ^ (mixed >> np.uint32(16))).min(axis=0)
 
 
-def _candidates(data_dir: Path, labels: dict[int, tuple[int, str]], admissions: set[int], skipped: Counter[str], chunk: int,
-                tick: Callable[[int], None] | None) -> Iterator[list[tuple[int, int, int, str]]]:  # fmt: skip
+def _candidates(
+    data_dir: Path,
+    labels: dict[int, tuple[int, str]],
+    admissions: set[int],
+    skipped: Counter[str],
+    chunk: int,
+    tick: Callable[[int], None] | None,
+) -> Iterator[list[tuple[int, int, int, str]]]:
     """Summaries of labelled admissions, in chunks."""
     batch: list[tuple[int, int, int, str]] = []
     joined = False
     columns = ("subject_id", "hadm_id", "note_type", "note_seq", "text")
-    for *ids, kind, written, text in read_rows(find_table(data_dir, "note/discharge"), columns, skipped, tick):
+    for *ids, kind, written, text in read_rows(
+        find_table(data_dir, "note/discharge"), columns, skipped, tick
+    ):
         subject, hadm = map(_integer, ids)
         seq = _integer(written)
         if subject is None or hadm is None or seq is None:
@@ -287,7 +365,9 @@ def _candidates(data_dir: Path, labels: dict[int, tuple[int, str]], admissions: 
                     yield batch
                     batch = []
     if not joined:
-        raise ValueError(f"note/discharge: no hadm_id is in hosp/admissions. Do hosp/ and note/ belong together? {_SEE}")
+        raise ValueError(
+            f"note/discharge: no hadm_id is in hosp/admissions. Do hosp/ and note/ belong together? {_SEE}"
+        )
     yield batch
 
 
@@ -295,7 +375,9 @@ def _in_order(chunks: Iterable[list[Any]], workers: int) -> Iterator[list[tuple[
     """`_extract` over chunks, in order, on `workers` processes; never more than a few chunks under way."""
     iterator = iter(chunks)
     first = list(islice(iterator, _ALONE))
-    if workers < 2 or len(first) < _ALONE:  # few notes: starting processes would take longer than the work
+    if (
+        workers < 2 or len(first) < _ALONE
+    ):  # few notes: starting processes would take longer than the work
         yield from map(_extract, chain(first, iterator))
         return
     from joblib import Parallel, delayed
@@ -318,7 +400,9 @@ def split_patients(
     the patients of rare codes fall in the test split as often as others do.
     """
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"shares must be three shares of train, val and test that sum to 1, not {tuple(shares)}.")
+        raise ValueError(
+            f"shares must be three shares of train, val and test that sum to 1, not {tuple(shares)}."
+        )
     count = Counter(categories.tolist())
     rarest: dict[int, tuple[int, str]] = {}
     cases: Counter[int] = Counter()
@@ -339,9 +423,13 @@ def split_patients(
     return np.array([SPLITS[target[s]] for s in subjects.tolist()], dtype=object)
 
 
-def _keep(ids: dict[str, np.ndarray], funnel: dict[str, int], skipped: Counter[str], min_words: int) -> np.ndarray:
+def _keep(
+    ids: dict[str, np.ndarray], funnel: dict[str, int], skipped: Counter[str], min_words: int
+) -> np.ndarray:
     """Row numbers to keep, from columns without text: one note per admission, not empty, long enough, no duplicate."""
-    order = np.lexsort((ids["digest"], ids["note_seq"], ids["words"] == 0, ids["hadm_id"], ids["subject_id"]))
+    order = np.lexsort(
+        (ids["digest"], ids["note_seq"], ids["words"] == 0, ids["hadm_id"], ids["subject_id"])
+    )
     hadm = ids["hadm_id"][order]
     first = np.r_[True, hadm[1:] != hadm[:-1]][: len(order)]
     skipped["note/discharge: further note of an admission"] += int((~first).sum())
@@ -370,9 +458,16 @@ def _keep(ids: dict[str, np.ndarray], funnel: dict[str, int], skipped: Counter[s
 
 
 def write_cases(
-    data_dir: str | Path, out: str | Path, *, seed: int = 0, shares: Sequence[float] = SHARES, min_words: int = MIN_WORDS,
-    workers: int | None = None, chunk: int = CHUNK, progress: bool = False,
-) -> dict[str, int]:  # fmt: skip
+    data_dir: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    shares: Sequence[float] = SHARES,
+    min_words: int = MIN_WORDS,
+    workers: int | None = None,
+    chunk: int = CHUNK,
+    progress: bool = False,
+) -> dict[str, int]:
     """Stream the raw files of `data_dir` into the table of cases `out` (parquet, written whole or not at all).
 
     Columns: subject_id, hadm_id int64, note str, code (normalised), category str, chapter int64, split (train, val, test),
@@ -387,8 +482,15 @@ def write_cases(
 
     data_dir, out = Path(data_dir), Path(out)
     if out.is_dir():
-        raise ValueError(f"{out} is a folder. Name the file that the cases go into, such as {out / 'cases.parquet'}.")
-    for table in ("hosp/admissions", "hosp/diagnoses_icd", "hosp/d_icd_diagnoses", "note/discharge"):
+        raise ValueError(
+            f"{out} is a folder. Name the file that the cases go into, such as {out / 'cases.parquet'}."
+        )
+    for table in (
+        "hosp/admissions",
+        "hosp/diagnoses_icd",
+        "hosp/d_icd_diagnoses",
+        "note/discharge",
+    ):
         source = find_table(data_dir, table)  # a missing file is told now, not after an hour
     split_patients(np.array([]), np.array([]), shares=shares)
     funnel: dict[str, int] = {}
@@ -398,26 +500,49 @@ def write_cases(
     names = ("subject_id", "hadm_id", "note_seq", "note", "words", "digest", "minhash")
     schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}.*"):  # notes that a killed run left behind, once nobody writes there any more
-        if left.is_dir() and time.time() - max(p.stat().st_mtime for p in (left, *left.iterdir())) > 3600:
+    for left in out.parent.glob(
+        f".{out.name}.*"
+    ):  # notes that a killed run left behind, once nobody writes there any more
+        if (
+            left.is_dir()
+            and time.time() - max(p.stat().st_mtime for p in (left, *left.iterdir())) > 3600
+        ):
             shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder, tqdm(
-        total=source.stat().st_size, desc=source.name, unit="B", unit_scale=True, disable=not progress
-    ) as bar:
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder,
+        tqdm(
+            total=source.stat().st_size,
+            desc=source.name,
+            unit="B",
+            unit_scale=True,
+            disable=not progress,
+        ) as bar,
+    ):
         aside, whole = Path(folder) / "notes.parquet", Path(folder) / "cases.parquet"
         with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-            chunks = _candidates(data_dir, labels, admissions, skipped, chunk, lambda at: bar.update(at - bar.n))
+            chunks = _candidates(
+                data_dir, labels, admissions, skipped, chunk, lambda at: bar.update(at - bar.n)
+            )
             for rows in _in_order(chunks, workers or cpu_count()):
                 if rows:
-                    writer.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], schema=schema))
+                    writer.write_table(
+                        pa.table(
+                            [list(column) for column in zip(*rows, strict=True)], schema=schema
+                        )
+                    )
         small = pq.read_table(aside, columns=[n for n in schema.names if n != "note"])
         ids = {n: small[n].to_numpy() for n in ("subject_id", "hadm_id", "note_seq", "words")}
-        ids |= {n: np.frombuffer(b"".join(small[n].to_pylist()), t) for n, t in (("digest", "<u8"), ("minhash", "<u4"))}
+        ids |= {
+            n: np.frombuffer(b"".join(small[n].to_pylist()), t)
+            for n, t in (("digest", "<u8"), ("minhash", "<u4"))
+        }
         ids["minhash"] = ids["minhash"].reshape(-1, HASHES)
         kept = _keep(ids, funnel, skipped, min_words)
         if not len(kept):
             steps = ", ".join(f"{step} {n}" for step, n in funnel.items())
-            raise ValueError(f"{data_dir}: no case is left ({steps}). Are the files of one release and unabridged? {_SEE}")
+            raise ValueError(
+                f"{data_dir}: no case is left ({steps}). Are the files of one release and unabridged? {_SEE}"
+            )
         cases = _cases(ids, kept, labels, seed, shares)
         meta = {"funnel": json.dumps(funnel), "skipped": json.dumps(skipped), "seed": str(seed)}
         _copy(aside, whole, cases, meta)
@@ -426,7 +551,11 @@ def write_cases(
 
 
 def _cases(
-    ids: dict[str, np.ndarray], kept: np.ndarray, labels: dict[int, tuple[int, str]], seed: int, shares: Sequence[float]
+    ids: dict[str, np.ndarray],
+    kept: np.ndarray,
+    labels: dict[int, tuple[int, str]],
+    seed: int,
+    shares: Sequence[float],
 ) -> pd.DataFrame:
     """The table of cases without its notes, indexed by the row of the file that holds them."""
     import pandas as pd
@@ -434,9 +563,17 @@ def _cases(
     from helpers import icd
 
     codes = [labels[h][1] for h in ids["hadm_id"][kept].tolist()]
-    cases = pd.DataFrame({"subject_id": ids["subject_id"][kept], "hadm_id": ids["hadm_id"][kept], "code": codes}, index=kept)
-    cases["category"], cases["chapter"] = cases["code"].map(icd.category), cases["code"].map(icd.chapter).astype("int64")
-    cases["split"] = split_patients(cases["subject_id"].to_numpy(), cases["category"].to_numpy(), seed=seed, shares=shares)
+    cases = pd.DataFrame(
+        {"subject_id": ids["subject_id"][kept], "hadm_id": ids["hadm_id"][kept], "code": codes},
+        index=kept,
+    )
+    cases["category"], cases["chapter"] = (
+        cases["code"].map(icd.category),
+        cases["code"].map(icd.chapter).astype("int64"),
+    )
+    cases["split"] = split_patients(
+        cases["subject_id"].to_numpy(), cases["category"].to_numpy(), seed=seed, shares=shares
+    )
     cases["seen_in_train"] = cases["code"].isin(set(cases.loc[cases["split"] == "train", "code"]))
     cases["note_words"] = ids["words"][kept]
     return cases.sort_index()
@@ -448,15 +585,27 @@ def _copy(aside: Path, whole: Path, cases: pd.DataFrame, meta: dict[str, str]) -
     import pyarrow.parquet as pq
 
     text, number = pa.large_string(), pa.int64()
-    kinds = {"subject_id": number, "hadm_id": number, "note": text, "code": text, "category": text, "chapter": number,
-             "split": text, "seen_in_train": pa.bool_(), "note_words": number}  # fmt: skip
+    kinds = {
+        "subject_id": number,
+        "hadm_id": number,
+        "note": text,
+        "code": text,
+        "category": text,
+        "chapter": number,
+        "split": text,
+        "seen_in_train": pa.bool_(),
+        "note_words": number,
+    }
     schema = pa.schema(kinds.items(), metadata=meta)
     source, start = pq.ParquetFile(aside), 0
     with source, pq.ParquetWriter(whole, schema, compression="zstd") as writer:
         for batch in source.iter_batches(8 * CHUNK, columns=["note"]):
             part = cases.loc[start : start + len(batch) - 1]
             found = batch.column(0).take(pa.array(part.index.to_numpy() - start))
-            columns = [found if name == "note" else pa.array(part[name], kind) for name, kind in kinds.items()]
+            columns = [
+                found if name == "note" else pa.array(part[name], kind)
+                for name, kind in kinds.items()
+            ]
             writer.write_table(pa.table(columns, schema=schema))
             start += len(batch)
 
@@ -491,21 +640,31 @@ def _read_meta(path: str | Path, key: str) -> dict[str, int]:
 
     meta = pq.read_schema(path).metadata or {}
     if key.encode() not in meta:
-        raise ValueError(f"{path} holds no {key}: it was not written by `python -m helpers.mimic`. Make it again.")
+        raise ValueError(
+            f"{path} holds no {key}: it was not written by `python -m helpers.mimic`. Make it again."
+        )
     return json.loads(meta[key.encode()])
 
 
 def main() -> None:
     """`python -m helpers.mimic DATA_DIR OUT.parquet`: build the table of cases, print the funnel."""
-    parser = argparse.ArgumentParser(description="Raw MIMIC-IV files to the table of cases (parquet).")
+    parser = argparse.ArgumentParser(
+        description="Raw MIMIC-IV files to the table of cases (parquet)."
+    )
     parser.add_argument("data_dir", type=Path, help="folder that holds hosp/ and note/")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one for each core)")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="processes (default: one for each core)"
+    )
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is cleared away
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that what is half done is cleared away
     try:
-        funnel = write_cases(args.data_dir, args.out, seed=args.seed, workers=args.workers, progress=True)
+        funnel = write_cases(
+            args.data_dir, args.out, seed=args.seed, workers=args.workers, progress=True
+        )
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     for step, n in funnel.items():

@@ -17,31 +17,49 @@ from typing import Any, NamedTuple
 
 #: sections known at admission -> the short headings of the admission note, in its order
 ADMISSION = {
-    "chief_complaint": "CC", "present_illness": "HPI", "medical_history": "PMH", "medications": "MEDS",
-    "allergies": "ALLERGIES", "social_history": "SOCIAL", "family_history": "FAMILY", "exam": "EXAM",
-}  # fmt: skip
+    "chief_complaint": "CC",
+    "present_illness": "HPI",
+    "medical_history": "PMH",
+    "medications": "MEDS",
+    "allergies": "ALLERGIES",
+    "social_history": "SOCIAL",
+    "family_history": "FAMILY",
+    "exam": "EXAM",
+}
 #: the usual rule: a summary in which all three are empty describes no admission
 CORE = ("chief_complaint", "present_illness", "medical_history")
 _WORDS = tomllib.loads(Path(__file__).with_name("headings.toml").read_text(encoding="utf-8"))
 _HEADINGS = {alias: name for name, aliases in _WORDS["sections"].items() for alias in aliases}
 _SYNONYMS: dict[str, str] = _WORDS["synonyms"]
-_BEFORE, _AFTER, _FILLER, _AMBIGUOUS, _ALONE, _AGAIN, _PROSE = (frozenset(_WORDS["words"][kind]) for kind in (
-    "before", "after", "filler", "ambiguous", "alone", "again", "prose"))  # fmt: skip
+_BEFORE, _AFTER, _FILLER, _AMBIGUOUS, _ALONE, _AGAIN, _PROSE = (
+    frozenset(_WORDS["words"][kind])
+    for kind in ("before", "after", "filler", "ambiguous", "alone", "again", "prose")
+)
 _SPLIT, _LATER_LINE, _LATER_WORD, _EARLIER_LINE = (
-    re.compile(_WORDS["patterns"][kind], re.I) for kind in ("split", "later_line", "later_word", "earlier_line"))  # fmt: skip
+    re.compile(_WORDS["patterns"][kind], re.I)
+    for kind in ("split", "later_line", "later_word", "earlier_line")
+)
 _CUES = {kind: frozenset(words) for kind, words in _WORDS["cues"].items()}
 _ONLY_WITH = ("report", "elsewhere", "fluid")  # cues that say nothing alone
-_TRIGGERS = {"discharge", "discharged"}.union(*(words for kind, words in _CUES.items() if kind not in _ONLY_WITH))
-_LATER = frozenset(_WORDS["sections"]) - set(ADMISSION) - {"header", "vitals", "tests"} | {"exam_discharge"}
+_TRIGGERS = {"discharge", "discharged"}.union(
+    *(words for kind, words in _CUES.items() if kind not in _ONLY_WITH)
+)
+_LATER = frozenset(_WORDS["sections"]) - set(ADMISSION) - {"header", "vitals", "tests"} | {
+    "exam_discharge"
+}
 _FIRST = {a.split()[0] for a in _HEADINGS} | _SYNONYMS.keys() | _BEFORE | _AFTER | _FILLER | {"d"}
 _KNOWN = {w for alias in _HEADINGS for w in alias.split()} | _BEFORE | _AFTER | _FILLER
 _TRANSLATE = (
-    dict.fromkeys([9, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ") | {0xFF1A: ":"}
-    | dict.fromkeys([0x0B, 0x0C, 0x0D, 0x85, 0x2028, 0x2029], "\n") | dict.fromkeys([0x200B, 0xFEFF], "")
-)  # fmt: skip
+    dict.fromkeys([9, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
+    | {0xFF1A: ":"}
+    | dict.fromkeys([0x0B, 0x0C, 0x0D, 0x85, 0x2028, 0x2029], "\n")
+    | dict.fromkeys([0x200B, 0xFEFF], "")
+)
 _MARKS = " =*#~<>[](){}|•·-–—+\"'`."  # what people put around a heading
 _NUMBER = re.compile(r"(\d{1,2})[.)] *(?=\D)")  # of an item in a list
-_BEGIN = re.compile(rf"[{re.escape(_MARKS)}]*+(?:({_NUMBER.pattern})[{re.escape(_MARKS)}]*+)?(?P<first>[A-Za-z]{{1,24}})")
+_BEGIN = re.compile(
+    rf"[{re.escape(_MARKS)}]*+(?:({_NUMBER.pattern})[{re.escape(_MARKS)}]*+)?(?P<first>[A-Za-z]{{1,24}})"
+)
 _WORD = re.compile(r"[a-z0-9]+")
 _DASH = re.compile(r"(?: |\b)[-–—]+ ")
 _COMPOUND = re.compile(r" *(?:[/(&+]| and )", re.I)
@@ -51,7 +69,10 @@ _FRAMED = re.compile(r"[\[<=]|\*\*|[#*-]{3}")  # a heading that needs no blank l
 _RULE = re.compile(r"[=*#~_–—-]{3,}$")
 _RX = re.compile(r"^RX \*|\bDisp ?[:#*]|\bRefills? ?:", re.I)
 _ORGAN = re.compile(r"(vs|vitals?|gen|general|heent)\b", re.I)
-_BOILERPLATE, _BOILERPLATE_END = "The Preadmission Medication list ", "futher investigation."  # as MIMIC-IV spells it
+_BOILERPLATE, _BOILERPLATE_END = (
+    "The Preadmission Medication list ",
+    "futher investigation.",
+)  # as MIMIC-IV spells it
 
 
 class _Heading(NamedTuple):
@@ -69,7 +90,10 @@ def _shortened(word: str) -> list[str]:
 
 
 # sorted, and of two words that share a shortened form the shorter ("medication"): a set would decide anew in every process
-_LONG = sorted((word for word in _KNOWN | _SYNONYMS.keys() if len(word) > 5), key=lambda word: (-len(word), word))
+_LONG = sorted(
+    (word for word in _KNOWN | _SYNONYMS.keys() if len(word) > 5),
+    key=lambda word: (-len(word), word),
+)
 _SHORTENED = {short: word for word in _LONG for short in _shortened(word)}
 
 
@@ -85,7 +109,10 @@ def _spelled(word: str) -> str:
 def _terms(token: str) -> tuple[str, ...]:
     """What stands between two spaces, as words of headings: spelling mended, short forms spelled out, numbers dropped."""
     words: list[str] = []
-    for word in map(_spelled, _WORD.findall(token.lower().replace("d/c", "discharge").replace("d.c.", "discharge"))):
+    for word in map(
+        _spelled,
+        _WORD.findall(token.lower().replace("d/c", "discharge").replace("d.c.", "discharge")),
+    ):
         words += _SYNONYMS[word].split() if word in _SYNONYMS else () if word.isdigit() else (word,)
     return tuple(words)
 
@@ -109,15 +136,21 @@ def _classify(head: str, printed: bool = False) -> tuple[str, str] | None:
             return ("mark", when) if when else None
     if not printed:
         return None
-    part = _COMPOUND.split(head, maxsplit=1)[0]  # "Chief Complaint/Reason for visit", "HPI (per admitting resident)"
+    part = _COMPOUND.split(head, maxsplit=1)[
+        0
+    ]  # "Chief Complaint/Reason for visit", "HPI (per admitting resident)"
     if part != head and part.lower() not in _AMBIGUOUS and (found := _classify(part)):
         return found[0], when or found[1]
-    return ("discharge_disposition", when) if words[:1] == ["discharge"] and len(words) <= 5 else None
+    return (
+        ("discharge_disposition", when) if words[:1] == ["discharge"] and len(words) <= 5 else None
+    )
 
 
 def _printed(head: str) -> bool:
     """Whether words stand there as a heading does: all in capitals, or each long one with a capital."""
-    return head.isupper() or all(w[0].isupper() or len(w) < 4 for w in re.findall(r"[A-Za-z]+", head))
+    return head.isupper() or all(
+        w[0].isupper() or len(w) < 4 for w in re.findall(r"[A-Za-z]+", head)
+    )
 
 
 def _heading(line: str) -> _Heading | None:
@@ -141,20 +174,35 @@ def _cued(line: str) -> _Heading | None:
         return None
     words = _WORD.findall(head.lower().replace("d/c", "discharge"))
     said = set(words)
-    if not course and (len(words) > 7 or (end < 0 and ("," in head or (len(words) > 4 and not _printed(head))))):
+    if not course and (
+        len(words) > 7 or (end < 0 and ("," in head or (len(words) > 4 and not _printed(head))))
+    ):
         return None
     found = next((kind for kind in ("course", "results", "medications") if _CUES[kind] & said), "")
     if "discharge" in said or "discharged" in said:
-        found = "" if _CUES["fluid"] & said else "diagnosis" if said & {"diagnosis", "diagnoses"} else "mark"
+        found = (
+            ""
+            if _CUES["fluid"] & said
+            else "diagnosis"
+            if said & {"diagnosis", "diagnoses"}
+            else "mark"
+        )
     elif all(_CUES[kind] & said for kind in ("stay", "report")) and not _CUES["elsewhere"] & said:
         found = "stay"
     elif not found and len(words) > 1 and words[0] in _CUES["scans"]:
         found = "results"
-    if not found or (found == "medications" and ((end < 0 and not head.isupper()) or _NUMBER.match(bare) or _RX.search(bare))):
+    if not found or (
+        found == "medications"
+        and ((end < 0 and not head.isupper()) or _NUMBER.match(bare) or _RX.search(bare))
+    ):
         return None
-    name, when = {"mark": ("mark", "after"), "diagnosis": ("discharge_diagnosis", "after")}.get(found, (f"?{found}", ""))
+    name, when = {"mark": ("mark", "after"), "diagnosis": ("discharge_diagnosis", "after")}.get(
+        found, (f"?{found}", "")
+    )
     rest = bare[end + 1 :].strip() if end > 0 else ""
-    return _Heading(name, when, head.lower(), rest, end > 0, _printed(head), end > 0 or head.isupper())
+    return _Heading(
+        name, when, head.lower(), rest, end > 0, _printed(head), end > 0 or head.isupper()
+    )
 
 
 def _listed(line: str) -> _Heading | None:
@@ -170,52 +218,85 @@ def _listed(line: str) -> _Heading | None:
     if end < 0 and (dash := _DASH.search(bare, 0, 80)):
         end = dash.start()
     head, rest = (bare[:end], bare[end + 1 :].lstrip(_MARKS[:-1])) if end > 0 else (bare, "")
-    found = _classify(head, end > 0 or (len(head) < 50 and _printed(head))) if len(head) <= 80 else None
+    found = (
+        _classify(head, end > 0 or (len(head) < 50 and _printed(head))) if len(head) <= 80 else None
+    )
     if found and found[0] in ("exam", "medications") and 0 < len(rest) < 40:
         mark = _classify(rest.strip(_MARKS + ":"))
-        found, rest = ((found[0], mark[1]), "") if mark and mark[0] == "mark" else (found, rest)  # "PE - discharge"
+        found, rest = (
+            ((found[0], mark[1]), "") if mark and mark[0] == "mark" else (found, rest)
+        )  # "PE - discharge"
     if found:
         return _Heading(*found, head.strip(_MARKS).lower(), rest, end > 0, _printed(head))
     timed = first in ("on", "at", "upon", "prior", "before", "day")
     if not (bare[0].isupper() or timed or first in ("discharge", "exam", "vs", "d")):
         return None
     words = bare[:90].split(" ")[:7]
-    known = next((n for n, word in enumerate(words[:-1]) if not _KNOWN.issuperset(_terms(word))), len(words) - 1)
+    known = next(
+        (n for n, word in enumerate(words[:-1]) if not _KNOWN.issuperset(_terms(word))),
+        len(words) - 1,
+    )
     for n in range(known, 0, -1):  # no colon: "HPI 65M with ...", "DISCHARGE EXAM VS 98.2 ..."
         head = " ".join(words[:n])
         if not (found := _classify(head)):
             continue
         said = [w for w in words[:n] if w and w not in _FILLER]
         titled = len(said) > 1 and found[0] != "mark" and all(w[0].isupper() for w in said)
-        clear = (titled or (head.isupper() and head.lower() not in _AMBIGUOUS)) and words[n].lower() not in _PROSE
+        clear = (titled or (head.isupper() and head.lower() not in _AMBIGUOUS)) and words[
+            n
+        ].lower() not in _PROSE
         if clear or (n > 1 and found[1] == "after" and (timed or found[0] in ("exam", "vitals"))):
-            return _Heading(*found, head.strip(_MARKS).lower(), bare[len(head) :].strip(), False, titled, clear)
+            return _Heading(
+                *found, head.strip(_MARKS).lower(), bare[len(head) :].strip(), False, titled, clear
+            )
     return None
 
 
-def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, blank: bool, wrapped: bool) -> str | None:
+def _opens(
+    h: _Heading, state: str, filled: set[str], past: bool, strong: bool, blank: bool, wrapped: bool
+) -> str | None:
     """The section that a heading opens while `state` is open, or None if the line is text.
 
     filled: sections with text; past: a later section has come since the admission exam or medications; strong: the same
     heading comes again, alone on its line; blank: an empty line stands before; wrapped: the line continues a sentence.
     """
     name, when = h.name, h.when
-    hpi, in_exam, later = state == "present_illness", state in ("exam", "exam_discharge"), state in _LATER
-    told = state in ("hospital_course", "discharge_instructions")  # a narrative: "Home medications: held" is a remark
+    hpi, in_exam, later = (
+        state == "present_illness",
+        state in ("exam", "exam_discharge"),
+        state in _LATER,
+    )
+    told = state in (
+        "hospital_course",
+        "discharge_instructions",
+    )  # a narrative: "Home medications: held" is a remark
     discharge, bare, first = "transfer" not in h.head, not h.colon and not h.rest, h.head.split()[0]
     if name[0] == "?":
         if not (h.clear or blank) or later or state not in ADMISSION:
-            return "hospital_course" if state in ("results", "procedure") and name == "?stay" else None
+            return (
+                "hospital_course" if state in ("results", "procedure") and name == "?stay" else None
+            )
         if name == "?medications":
             return "discharge_medications" if state == "medications" else None
         if (name == "?results" and state in CORE) or (name == "?course" and state in CORE[1:]):
             return None
         return "results" if name == "?results" else "hospital_course"
-    if (not h.clear and not in_exam) or (bare and not blank and (h.head in _AMBIGUOUS or (name == "mark" and wrapped))):
+    if (not h.clear and not in_exam) or (
+        bare and not blank and (h.head in _AMBIGUOUS or (name == "mark" and wrapped))
+    ):
         return None
-    if bare and not when and len(first) < 4 and first in _AMBIGUOUS and first != "lab" and h.head != first:  # "PE in the past"
+    if (
+        bare
+        and not when
+        and len(first) < 4
+        and first in _AMBIGUOUS
+        and first != "lab"
+        and h.head != first
+    ):  # "PE in the past"
         return None
-    prose = h.head.startswith("discharge") if name == "mark" else name not in _LATER and when != "after"
+    prose = (
+        h.head.startswith("discharge") if name == "mark" else name not in _LATER and when != "after"
+    )
     if wrapped and prose and (h.rest or not h.colon or name == "mark"):
         return None
     if name == "mark":
@@ -223,7 +304,11 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
             return "exam_discharge" if when == "after" else "exam"
         if when == "after" and state == "medications":
             return "discharge_medications"
-        return "discharge_disposition" if when == "after" and discharge and not hpi and not later and state != "header" else None
+        return (
+            "discharge_disposition"
+            if when == "after" and discharge and not hpi and not later and state != "header"
+            else None
+        )
     if name in ("exam", "vitals"):
         if when == "after":
             return None if hpi and name == "vitals" and not discharge else "exam_discharge"
@@ -231,11 +316,17 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
             return "exam" if when and state == "exam_discharge" else None
         name = "exam"
     if name == "tests":
-        alone = not h.rest and (blank or (when and h.printed) or (h.colon and state == "medical_history"))  # "LABS ON ADMISSION:"
+        alone = not h.rest and (
+            blank or (when and h.printed) or (h.colon and state == "medical_history")
+        )  # "LABS ON ADMISSION:"
         headed = not later and (alone or when) if not hpi else alone and when
         return "results" if when == "after" or headed or not (later or state in CORE) else None
     if name in ("exam", "medications"):
-        if not when and _AGAIN.intersection(said := h.head.split()) and (name in filled or "final" in said):
+        if (
+            not when
+            and _AGAIN.intersection(said := h.head.split())
+            and (name in filled or "final" in said)
+        ):
             when = "after"
         after = "exam_discharge" if name == "exam" else "discharge_medications"
         if when == "after":
@@ -254,8 +345,12 @@ def _opens(h: _Heading, state: str, filled: set[str], past: bool, strong: bool, 
         again = again or (strong and h.rest and (hpi or told or (not blank and state in ADMISSION)))
         if told and name == "medications" and h.rest:
             listed = _NUMBER.match(h.rest) or h.rest.startswith(_BOILERPLATE)
-            again = again or not (when and (listed or (blank and (h.printed or "admission" in h.head))))
-        same = name == state and h.rest and name != "exam"  # "Surgical history: ..." below the medical one keeps its label
+            again = again or not (
+                when and (listed or (blank and (h.printed or "admission" in h.head)))
+            )
+        same = (
+            name == state and h.rest and name != "exam"
+        )  # "Surgical history: ..." below the medical one keeps its label
         return None if again or same else "discharge_disposition" if when == "after" else name
     return None if name == "header" and (later or not h.colon) else name
 
@@ -280,25 +375,43 @@ def sections(text: str) -> dict[str, str]:
             continue
         h, nested = heads.get(i), False
         while h:
-            ended = not previous or previous[-1] in ".:;?!" or (i - 1 in heads and not _UNFINISHED.search(previous))
+            ended = (
+                not previous
+                or previous[-1] in ".:;?!"
+                or (i - 1 in heads and not _UNFINISHED.search(previous))
+            )
             following = lines[i + 1] if i + 1 < len(lines) else ""
             blank = not previous or bool(_FRAMED.match(lines[i]) or _RULE.match(following))
-            if not (blank or nested or state in _LATER or h.rest) and lines[i][0].isupper():  # "SH", "PE" above "VS 98.2"
+            if (
+                not (blank or nested or state in _LATER or h.rest) and lines[i][0].isupper()
+            ):  # "SH", "PE" above "VS 98.2"
                 blank = h.head in _ALONE or (h.head == "pe" and bool(_ORGAN.match(following)))
-            short = not h.rest and len(previous) < 45 and not _UNFINISHED.search(previous)  # no line is broken so early
+            short = (
+                not h.rest and len(previous) < 45 and not _UNFINISHED.search(previous)
+            )  # no line is broken so early
             wrapped = not nested and not ended and line[0].islower() and not short
             target = _opens(h, state, filled, past, last_alone.get(h.name, -1) > i, blank, wrapped)
             if not target:
                 break
             # Inside a narrative, "Family history: ..." is a remark: it ends with its paragraph, not with the next heading.
-            quarantine = state in ("hospital_course", "discharge_instructions") and target in ADMISSION and h.rest
+            quarantine = (
+                state in ("hospital_course", "discharge_instructions")
+                and target in ADMISSION
+                and h.rest
+            )
             resume = (resume or state) if quarantine else ""
             state, line, nested = target, h.rest, True
-            past = (past or state in _LATER - {"procedure"}) and not (state in ("exam", "medications") and state not in filled)
+            past = (past or state in _LATER - {"procedure"}) and not (
+                state in ("exam", "medications") and state not in filled
+            )
             found.setdefault(state, [])
             filled.add(h.head)
             h = _heading(line) if line else None
-            if h and not (h.name == "mark" or h.name in _LATER or (h.when and h.name in ("exam", "vitals", "medications"))):
+            if h and not (
+                h.name == "mark"
+                or h.name in _LATER
+                or (h.when and h.name in ("exam", "vitals", "medications"))
+            ):
                 h = None
         if line:
             found.setdefault(state, []).append(line)
@@ -307,7 +420,9 @@ def sections(text: str) -> dict[str, str]:
         previous = lines[i]
     for name, cut in (("medications", _end_of_home_list), ("exam", _end_of_first_exam)):
         if (end := cut(found.get(name, []), "discharge_medications" in found)) is not None:
-            found.setdefault({"exam": "exam_discharge"}.get(name, "discharge_medications"), []).extend(found[name][end:])
+            found.setdefault(
+                {"exam": "exam_discharge"}.get(name, "discharge_medications"), []
+            ).extend(found[name][end:])
             del found[name][end:]
     return {name: "\n".join(body) for name, body in found.items()}
 
@@ -352,7 +467,11 @@ def assemble(found: Mapping[str, str]) -> str:
     """The admission note from the dict that `sections` returns."""
     lines = []
     for name, heading in ADMISSION.items():
-        body = [line for line in found.get(name, "").split("\n") if not line.startswith((_BOILERPLATE, _BOILERPLATE_END))]
+        body = [
+            line
+            for line in found.get(name, "").split("\n")
+            if not line.startswith((_BOILERPLATE, _BOILERPLATE_END))
+        ]
         if body := [line for line in body if line.strip("_,;" + _MARKS)]:
             lines.append(f"{heading}: {' '.join(' '.join(body).split())}")
     return "\n".join(lines)
@@ -360,7 +479,10 @@ def assemble(found: Mapping[str, str]) -> str:
 
 # --- leak audit -------------------------------------------------------------------------------------------------------
 
-def leak_audit(cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples: int = 5) -> dict[str, Any]:
+
+def leak_audit(
+    cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples: int = 5
+) -> dict[str, Any]:
     """How often text that was written after admission, or the title of the gold code, stands in the notes.
 
     `cases`: records (`df.to_dict("records")`) with `note`, and `text` (the whole discharge summary) or `code` or both; to
@@ -378,12 +500,17 @@ def leak_audit(cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples
     from helpers import icd
 
     tables: dict[str, dict[str, Any]]
-    tables = {k: {"checked": 0, "count": 0, "share": None, "examples": []} for k in ("later_text", "gold_title")}
+    tables = {
+        k: {"checked": 0, "count": 0, "share": None, "examples": []}
+        for k in ("later_text", "gold_title")
+    }
     notes = 0
     for case in cases:
         notes += 1
         if "note" not in case:
-            raise ValueError(f"leak_audit: record {notes} has no 'note', only {', '.join(map(str, case))}. Join the notes first.")
+            raise ValueError(
+                f"leak_audit: record {notes} has no 'note', only {', '.join(map(str, case))}. Join the notes first."
+            )
         words = _words(case["note"]) if isinstance(case["note"], str) else []
         for kind, value in (("later_text", case.get("text")), ("gold_title", case.get("code"))):
             if not isinstance(value, str):
@@ -391,9 +518,17 @@ def leak_audit(cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples
             if kind == "later_text":
                 hit = _later_passage(words, value, shingle)
             else:
-                title = [w for w in _words(icd.title(value) or "") if w not in ("unspecified", "nos", "other", "specified")]
+                title = [
+                    w
+                    for w in _words(icd.title(value) or "")
+                    if w not in ("unspecified", "nos", "other", "specified")
+                ]
                 at = f" {' '.join(words)} ".find(f" {' '.join(title)} ") if title else -1
-                hit = " ".join(words)[max(0, at - 40) : at + len(" ".join(title)) + 40] if at >= 0 else ""
+                hit = (
+                    " ".join(words)[max(0, at - 40) : at + len(" ".join(title)) + 40]
+                    if at >= 0
+                    else ""
+                )
             table = tables[kind]
             table["checked"] += 1
             table["count"] += bool(hit)
@@ -416,11 +551,18 @@ def _later_passage(note: list[str], summary: str, k: int) -> str:
         head = " ".join(map(_spelled, _words(line[:60])))
         wrapped = line.lstrip()[:1].islower() and ":" not in line  # "no nasal | discharge, EOMI"
         ending = line.rstrip(" =*-_")[-1:]
-        title = ending == ":" or (ending not in ".," and (_printed(line) or "hospital course" in head))
+        title = ending == ":" or (
+            ending not in ".," and (_printed(line) or "hospital course" in head)
+        )
         named = title and len(head.split()) < 10 and _LATER_WORD.search(head)
-        later = bool(not wrapped and (named or _LATER_LINE.match(head))) or (later and not _EARLIER_LINE.match(head))
+        later = bool(not wrapped and (named or _LATER_LINE.match(head))) or (
+            later and not _EARLIER_LINE.match(head)
+        )
         parts[later].append(line)
-    known, after = ({tuple(w[i : i + k]) for i in range(len(w) - k + 1)} for w in (_words("\n".join(part)) for part in parts))
+    known, after = (
+        {tuple(w[i : i + k]) for i in range(len(w) - k + 1)}
+        for w in (_words("\n".join(part)) for part in parts)
+    )
     only_later = after - known
     best, start, end = (0, 0), -1, -1
     for i in range(len(note) - k + 1):
@@ -431,5 +573,12 @@ def _later_passage(note: list[str], summary: str, k: int) -> str:
     if best[0]:
         return " ".join(note[best[1] : best[1] + best[0]])
     told, here = (f" {' '.join(w)} " for w in (_words("\n".join(parts[0])), note))
-    lines = (" ".join(_words(_NUMBER.sub("", line.strip().partition(":")[2].strip() or line.strip()))) for line in parts[1])
-    return max((line for line in lines if " " in line and f" {line} " in here and f" {line} " not in told), key=len, default="")
+    lines = (
+        " ".join(_words(_NUMBER.sub("", line.strip().partition(":")[2].strip() or line.strip())))
+        for line in parts[1]
+    )
+    return max(
+        (line for line in lines if " " in line and f" {line} " in here and f" {line} " not in told),
+        key=len,
+        default="",
+    )

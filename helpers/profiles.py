@@ -29,7 +29,9 @@ class Profile:
     name: str
     about: str
     base: str  # "tiny" (ships with the course), a hub id, or a local folder
-    teacher: str = "template"  # who writes the reasoning traces: "template", or the id of a larger model
+    teacher: str = (
+        "template"  # who writes the reasoning traces: "template", or the id of a larger model
+    )
     gradient_checkpointing: bool = False
 
     admissions: int  # of the synthetic hospital, where ICD_DATA_DIR names no real one
@@ -55,7 +57,9 @@ class Profile:
     grpo_num_generations: int  # roll-outs per prompt: the group within which advantages are taken
     grpo_batch: int  # completions per device and micro-step
     grpo_grad_accum: int = 1
-    grpo_steps_per_generation: int | None = None  # micro-steps fed by one generation; None: grpo_grad_accum
+    grpo_steps_per_generation: int | None = (
+        None  # micro-steps fed by one generation; None: grpo_grad_accum
+    )
     grpo_lr: float
     grpo_warmup: int = 0
     grpo_schedule: str = "constant_with_warmup"  # of the learning rate, as transformers names it
@@ -72,8 +76,12 @@ class Profile:
     infer_cases: int | None = None  # test cases answered; None: all
     infer_constrained_cases: int = 300
 
-    minutes: dict[str, float] = field(default_factory=dict)  # notebook -> minutes; absent: not measured
-    peak_gb: dict[str, float] = field(default_factory=dict)  # notebook -> peak memory; absent: not measured
+    minutes: dict[str, float] = field(
+        default_factory=dict
+    )  # notebook -> minutes; absent: not measured
+    peak_gb: dict[str, float] = field(
+        default_factory=dict
+    )  # notebook -> peak memory; absent: not measured
 
     def record(self, artefact: str) -> dict[str, object]:
         """The fields that an artefact depends on: the common ones and its stage's, never times or memory."""
@@ -88,7 +96,13 @@ class Profile:
     def expected(self, notebook: str) -> str:
         """`about 4 min`, `under a minute` or `time not measured`."""
         minutes = self.minutes.get(notebook)
-        return "time not measured" if minutes is None else "under a minute" if minutes < 1 else f"about {minutes:.0f} min"
+        return (
+            "time not measured"
+            if minutes is None
+            else "under a minute"
+            if minutes < 1
+            else f"about {minutes:.0f} min"
+        )
 
     def validate(self, *, processes: int = 1) -> Profile:
         """Check batch arithmetic and lengths before a model is loaded; returns the profile itself.
@@ -96,50 +110,117 @@ class Profile:
         `processes` is the number of devices, which share the rows of a step (course.per_device). Raises ValueError naming
         everything that is wrong, each with its fix.
         """
-        kinds = {"int": int, "int | None": int | None, "float": int | float, "bool": bool, "str": str}
-        given = [(f.name, getattr(self, f.name), f.type) for f in dataclasses.fields(self) if f.type in kinds]
-        least = {"sft_steps": -1, "grpo_steps": -1, "sft_warmup": 0, "grpo_warmup": 0}  # the other counts: 1
-        if wrong := [f"{name} = {value!r} must be {kind}" + f", at least {least.get(name, 1)}" * ("int" in kind)
-                     for name, value, kind in given
-                     if not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool")
-                     or ("int" in kind and value is not None and value < least.get(name, 1))]:
+        kinds = {
+            "int": int,
+            "int | None": int | None,
+            "float": int | float,
+            "bool": bool,
+            "str": str,
+        }
+        given = [
+            (f.name, getattr(self, f.name), f.type)
+            for f in dataclasses.fields(self)
+            if f.type in kinds
+        ]
+        least = {
+            "sft_steps": -1,
+            "grpo_steps": -1,
+            "sft_warmup": 0,
+            "grpo_warmup": 0,
+        }  # the other counts: 1
+        if wrong := [
+            f"{name} = {value!r} must be {kind}"
+            + f", at least {least.get(name, 1)}" * ("int" in kind)
+            for name, value, kind in given
+            if not isinstance(value, kinds[kind])
+            or isinstance(value, bool) != (kind == "bool")
+            or ("int" in kind and value is not None and value < least.get(name, 1))
+        ]:
             raise ValueError(f"profile {self.name!r} does not add up:\n  - " + "\n  - ".join(wrong))
         n, accum, save = self.grpo_num_generations, self.grpo_grad_accum, self.grpo_save_steps
         batch, rollouts = self.grpo_batch, self.grpo_prompts_per_step * n
         per_generation = self.grpo_steps_per_generation or accum
         cycle = max(1, per_generation // accum)  # optimiser steps fed by one generation
-        fix = (f"set grpo_grad_accum = {rollouts // batch}" if rollouts % batch == 0
-               else f"set grpo_batch = {n} and grpo_grad_accum = grpo_prompts_per_step")
+        fix = (
+            f"set grpo_grad_accum = {rollouts // batch}"
+            if rollouts % batch == 0
+            else f"set grpo_batch = {n} and grpo_grad_accum = grpo_prompts_per_step"
+        )
         checks = [  # what must hold, and what to say where it does not
-            (n >= 2, "grpo_num_generations must be at least 2: an advantage compares roll-outs of one prompt"),
-            (batch * per_generation % max(n, 1) == 0,
-             f"grpo_batch x steps per generation = {batch * per_generation} is not divisible by "
-             f"grpo_num_generations = {n}: make grpo_batch a multiple of {n}"),
-            (rollouts == batch * accum, f"grpo_prompts_per_step x grpo_num_generations = {rollouts}, but grpo_batch x "
-             f"grpo_grad_accum = {batch * accum}: {fix}"),
-            *((rows % processes == 0, f"{rows} {what} per step cannot be shared among {processes} processes: launch on "
-               f"a divisor of {rows}") for rows, what in ((rollouts, "roll-outs"),
-                                                          (self.sft_batch * self.sft_grad_accum, "rows of SFT"))),
-            (per_generation % accum == 0 or accum % per_generation == 0,
-             f"grpo_steps_per_generation = {per_generation} must be a multiple or a divisor of grpo_grad_accum = {accum}"),
-            (save % cycle == 0, f"grpo_save_steps = {save} is no multiple of the generation cycle of {cycle} steps, "
-             f"so a resumed run would repeat prompts: set it to {-(-save // cycle) * cycle}"),
-            (not (self.grpo_vllm and self.grpo_4bit), "grpo_vllm needs a 16-bit base: set grpo_4bit = False"),
-            (self.max_note_tokens < self.max_prompt_tokens, f"max_note_tokens = {self.max_note_tokens} leaves no "
-             f"room for the instructions: set it below max_prompt_tokens = {self.max_prompt_tokens}"),
-            (self.grpo_max_completion <= self.max_new_tokens, f"grpo_max_completion = {self.grpo_max_completion} "
-             f"exceeds max_new_tokens: set it to {self.max_new_tokens} or less"),
+            (
+                n >= 2,
+                "grpo_num_generations must be at least 2: an advantage compares roll-outs of one prompt",
+            ),
+            (
+                batch * per_generation % max(n, 1) == 0,
+                f"grpo_batch x steps per generation = {batch * per_generation} is not divisible by "
+                f"grpo_num_generations = {n}: make grpo_batch a multiple of {n}",
+            ),
+            (
+                rollouts == batch * accum,
+                f"grpo_prompts_per_step x grpo_num_generations = {rollouts}, but grpo_batch x "
+                f"grpo_grad_accum = {batch * accum}: {fix}",
+            ),
+            *(
+                (
+                    rows % processes == 0,
+                    f"{rows} {what} per step cannot be shared among {processes} processes: launch on "
+                    f"a divisor of {rows}",
+                )
+                for rows, what in (
+                    (rollouts, "roll-outs"),
+                    (self.sft_batch * self.sft_grad_accum, "rows of SFT"),
+                )
+            ),
+            (
+                per_generation % accum == 0 or accum % per_generation == 0,
+                f"grpo_steps_per_generation = {per_generation} must be a multiple or a divisor of grpo_grad_accum = {accum}",
+            ),
+            (
+                save % cycle == 0,
+                f"grpo_save_steps = {save} is no multiple of the generation cycle of {cycle} steps, "
+                f"so a resumed run would repeat prompts: set it to {-(-save // cycle) * cycle}",
+            ),
+            (
+                not (self.grpo_vllm and self.grpo_4bit),
+                "grpo_vllm needs a 16-bit base: set grpo_4bit = False",
+            ),
+            (
+                self.max_note_tokens < self.max_prompt_tokens,
+                f"max_note_tokens = {self.max_note_tokens} leaves no "
+                f"room for the instructions: set it below max_prompt_tokens = {self.max_prompt_tokens}",
+            ),
+            (
+                self.grpo_max_completion <= self.max_new_tokens,
+                f"grpo_max_completion = {self.grpo_max_completion} "
+                f"exceeds max_new_tokens: set it to {self.max_new_tokens} or less",
+            ),
             (0 < self.traces_share <= 1, f"traces_share = {self.traces_share} must lie in (0, 1]"),
         ]
         if self.base == "tiny" and (TINY_BASE / "config.json").is_file():
             config = json.loads((TINY_BASE / "config.json").read_text())
             head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-            widths = (config["hidden_size"], config["intermediate_size"], head * config["num_key_value_heads"])
-            tokens, room = self.max_prompt_tokens + self.max_new_tokens, config["max_position_embeddings"]
-            checks += [(not any(width % 64 for width in widths), f"the tiny base's widths {widths} are no multiples "
-                        "of 64, as NF4 needs: change them in helpers/tiny_base and run make tiny-base"),
-                       (tokens <= room, f"max_prompt_tokens + max_new_tokens = {tokens} exceeds the tiny base's "
-                        f"context of {room}: lower one of them")]
+            widths = (
+                config["hidden_size"],
+                config["intermediate_size"],
+                head * config["num_key_value_heads"],
+            )
+            tokens, room = (
+                self.max_prompt_tokens + self.max_new_tokens,
+                config["max_position_embeddings"],
+            )
+            checks += [
+                (
+                    not any(width % 64 for width in widths),
+                    f"the tiny base's widths {widths} are no multiples "
+                    "of 64, as NF4 needs: change them in helpers/tiny_base and run make tiny-base",
+                ),
+                (
+                    tokens <= room,
+                    f"max_prompt_tokens + max_new_tokens = {tokens} exceeds the tiny base's "
+                    f"context of {room}: lower one of them",
+                ),
+            ]
         if wrong := [text for holds, text in checks if not holds]:
             raise ValueError(f"profile {self.name!r} does not add up:\n  - " + "\n  - ".join(wrong))
         return self
@@ -147,12 +228,22 @@ class Profile:
 
 def _load() -> dict[str, Profile]:
     loaded = {}
-    for name, record in yaml.safe_load((Path(__file__).parent / "profiles.yaml").read_text(encoding="utf-8")).items():
+    for name, record in yaml.safe_load(
+        (Path(__file__).parent / "profiles.yaml").read_text(encoding="utf-8")
+    ).items():
         fields: dict[str, Any] = {}
         for key, value in record.items():
-            more = {f"{key}_{k}": v for k, v in value.items()} if key in ("sft", "grpo", "infer") else {key: value}
-            if wrong := (fields.keys() & more.keys()) or more.keys() - {f.name for f in dataclasses.fields(Profile)}:
-                raise ValueError(f"helpers/profiles.yaml, {name}: {', '.join(sorted(wrong))} stands there twice or is no setting")
+            more = (
+                {f"{key}_{k}": v for k, v in value.items()}
+                if key in ("sft", "grpo", "infer")
+                else {key: value}
+            )
+            if wrong := (fields.keys() & more.keys()) or more.keys() - {
+                f.name for f in dataclasses.fields(Profile)
+            }:
+                raise ValueError(
+                    f"helpers/profiles.yaml, {name}: {', '.join(sorted(wrong))} stands there twice or is no setting"
+                )
             fields |= more
         loaded[name] = Profile(name=name, **fields)
     return loaded
@@ -188,18 +279,25 @@ def _gpu_gb() -> float | None:
     Another process looks, and only where a driver may be: from the moment that torch has looked, nothing hides a card from it.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    maybe = os.name == "nt" or any(os.path.exists(path) for path in (DRIVER, "/dev/nvidiactl", "/dev/dxg"))
+    maybe = os.name == "nt" or any(
+        os.path.exists(path) for path in (DRIVER, "/dev/nvidiactl", "/dev/dxg")
+    )
     return _look(visible) if maybe and visible not in ("", "-1") else None
 
 
 def unusable_card() -> bool:
     """Whether a driver is there, but no card that this torch can use: too old a driver or card, or a torch without CUDA."""
-    wanted = not os.environ.get("ICD_PROFILE") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+    wanted = not os.environ.get("ICD_PROFILE") and os.environ.get("CUDA_VISIBLE_DEVICES") not in (
+        "",
+        "-1",
+    )
     return wanted and os.path.exists(DRIVER) and _gpu_gb() is None
 
 
 @functools.cache
 def _look(visible: str | None) -> float | None:
     code = "import torch; print(torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0)"
-    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False).stdout
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    ).stdout
     return float(found or 0) or None

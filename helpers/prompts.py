@@ -32,15 +32,21 @@ from typing import Any
 
 from helpers import icd
 
-SYSTEM = ("Give the principal diagnosis of this admission note as one ICD-10-CM code. "  # short: tokens cost
-          "Reason in <think></think>, then answer in <diagnosis></diagnosis>.")
+SYSTEM = (
+    "Give the principal diagnosis of this admission note as one ICD-10-CM code. "  # short: tokens cost
+    "Reason in <think></think>, then answer in <diagnosis></diagnosis>."
+)
 TAGS = ("<think>", "</think>", "<diagnosis>", "</diagnosis>")
 OPEN, CLOSE = TAGS[2:]
 LONGEST_ANSWER = 300  # characters; a code with the longest official title fits
-MOST_SPELLINGS = 8  # different texts of a repeated answer that are read, which keeps a flood of answers cheap
+MOST_SPELLINGS = (
+    8  # different texts of a repeated answer that are read, which keeps a flood of answers cheap
+)
 
 _WORD = re.compile(r"[\w.]+")
-_MARKUP = re.compile("<(?=[A-Za-z/|\uff5c])")  # the last is the full-width bar of some models' control tokens
+_MARKUP = re.compile(
+    "<(?=[A-Za-z/|\uff5c])"
+)  # the last is the full-width bar of some models' control tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,9 @@ def neutralise(note: str) -> str:
 def messages(note: str) -> list[dict[str, str]]:
     """The chat for one admission note: SYSTEM, then the neutralised note alone as the user's turn."""
     if not isinstance(note, str) or not note.strip():
-        raise ValueError("messages: the note is empty or no text. Drop such cases (mimic.build_cases does).")
+        raise ValueError(
+            "messages: the note is empty or no text. Drop such cases (mimic.build_cases does)."
+        )
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": neutralise(note)}]
 
 
@@ -79,26 +87,44 @@ def read_template(path: str | Path) -> Callable[[str], list[dict[str, str]]]:
         table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
         rows = list(table)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: this is not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8.") from error
+        raise ValueError(
+            f"{path}: this is not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8."
+        ) from error
     except csv.Error as error:
-        raise ValueError(f"{path}: this is no CSV ({error}). Put text in double quotes, and double those in it.") from error
+        raise ValueError(
+            f"{path}: this is no CSV ({error}). Put text in double quotes, and double those in it."
+        ) from error
     if not rows or not {"role", "content"} <= set(table.fieldnames):
         found = ", ".join(table.fieldnames) or "nothing"
-        raise ValueError(f"{path}: the columns role and content are needed, and a row (found: {found}).")
+        raise ValueError(
+            f"{path}: the columns role and content are needed, and a row (found: {found})."
+        )
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
-            raise ValueError(f"{path}: turn {number} has not {len(table.fieldnames)} fields. Put text with commas or line breaks "
-                             'between double quotes: user,"A note, {note}"')
+            raise ValueError(
+                f"{path}: turn {number} has not {len(table.fieldnames)} fields. Put text with commas or line breaks "
+                'between double quotes: user,"A note, {note}"'
+            )
     turns = [{"role": row["role"].strip().lower(), "content": row["content"]} for row in rows]
     if wrong := sorted({turn["role"] for turn in turns} - {"system", "user", "assistant"}):
-        raise ValueError(f"{path}: role {', '.join(map(repr, wrong))} is none of system, user, assistant.")
+        raise ValueError(
+            f"{path}: role {', '.join(map(repr, wrong))} is none of system, user, assistant."
+        )
     if turns[-1]["role"] == "assistant" and turns[-1]["content"].strip() in ("", "<think>"):
         turns.pop()
-    if (found := sum(turn["content"].count("{note}") for turn in turns if turn["role"] != "assistant")) != 1:
-        raise ValueError(f"{path}: {{note}} stands in it {found} times. It must stand once, where the note goes.")
+    if (
+        found := sum(
+            turn["content"].count("{note}") for turn in turns if turn["role"] != "assistant"
+        )
+    ) != 1:
+        raise ValueError(
+            f"{path}: {{note}} stands in it {found} times. It must stand once, where the note goes."
+        )
 
     def fill(note: str) -> list[dict[str, str]]:
-        clean = messages(note)[-1]["content"]  # checked and neutralised as with the course's own prompt
+        clean = messages(note)[-1][
+            "content"
+        ]  # checked and neutralised as with the course's own prompt
         return [turn | {"content": turn["content"].replace("{note}", clean)} for turn in turns]
 
     return fill
@@ -113,7 +139,10 @@ def chat(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     from jinja2 import TemplateError
 
     opening = turns[-1]["content"] if turns[-1]["role"] == "assistant" else None
-    turns, written = turns if opening is None else turns[:-1], {"tokenize": False, "add_generation_prompt": True}
+    turns, written = (
+        turns if opening is None else turns[:-1],
+        {"tokenize": False, "add_generation_prompt": True},
+    )
     try:
         text = tokenizer.apply_chat_template(turns, **written)
     except TemplateError:
@@ -131,9 +160,21 @@ def ends(tokenizer: Any, own: int | list[int] | None) -> list[int] | None:
     """Tokens at which an answer is over: a model's own, its tokenizer's, and the one that the chat template puts behind an
     answer. Many fine-tunes name in their generation config only the end of a text, and write the end of a turn."""
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "answer"}]
-    behind = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer")[2], add_special_tokens=False)
-    closing = [i for i in behind["input_ids"][:1] if getattr(tokenizer.added_tokens_decoder.get(i), "special", False)]
-    return sorted({*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *closing} - {None}) or None
+    behind = tokenizer(
+        tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer")[2],
+        add_special_tokens=False,
+    )
+    closing = [
+        i
+        for i in behind["input_ids"][:1]
+        if getattr(tokenizer.added_tokens_decoder.get(i), "special", False)
+    ]
+    return (
+        sorted(
+            {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *closing} - {None}
+        )
+        or None
+    )
 
 
 def answer(think: str, code: str) -> str:
@@ -141,7 +182,9 @@ def answer(think: str, code: str) -> str:
     if icd.normalise(code) is None:
         raise ValueError(f"answer: {code!r} does not have the shape of an ICD-10-CM code.")
     if not think.strip() or any(tag in think for tag in TAGS):
-        raise ValueError(f"answer: the reasoning is empty or holds one of {' '.join(TAGS)}; give plain text.")
+        raise ValueError(
+            f"answer: the reasoning is empty or holds one of {' '.join(TAGS)}; give plain text."
+        )
     return f"{think}\n</think>\n<diagnosis>{icd.dotted(code)}</diagnosis>"
 
 
@@ -157,7 +200,9 @@ def parse(completion: str) -> Parsed:
     think, rest = think.strip(), rest.strip()
     code, problem = _answer(rest)
     if not closed:
-        return Parsed(think, code if rest.endswith(CLOSE) else None, "the reasoning lacks its </think>")
+        return Parsed(
+            think, code if rest.endswith(CLOSE) else None, "the reasoning lacks its </think>"
+        )
     if problem is None and (not think or any(tag in think for tag in TAGS)):
         problem = "tags inside the reasoning" if think else "the reasoning is empty"
     return Parsed(think, code, problem)
@@ -171,7 +216,9 @@ def _answer(rest: str) -> tuple[str | None, str | None]:
     if not all(CLOSE in piece for piece in pieces):
         return None, f"an answer that no {CLOSE} closes, or one inside another"
     spellings = {piece.partition(CLOSE)[0].strip() for piece in pieces}
-    readings = [_code(spelling) for spelling in spellings] if len(spellings) <= MOST_SPELLINGS else []
+    readings = (
+        [_code(spelling) for spelling in spellings] if len(spellings) <= MOST_SPELLINGS else []
+    )
     if len({code for code, _ in readings}) != 1:
         return None, "several answers that differ"
     if len(pieces) > 1:
@@ -191,7 +238,10 @@ def _code(text: str) -> tuple[str | None, str | None]:
     words = [word.strip(".") for word in _WORD.findall(text)]
     code = icd.normalise(words[0]) if words else None
     if code is None:
-        return None, "an answer that does not begin with an ICD-10-CM code" if text else "an empty answer"
+        return (
+            None,
+            "an answer that does not begin with an ICD-10-CM code" if text else "an empty answer",
+        )
     if any(icd.normalise(word) not in (None, code) for word in words):
         return None, "several codes in one answer"
     return code, "text beside the code in the answer"

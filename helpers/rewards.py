@@ -40,8 +40,15 @@ def format_reward(completions: Sequence[Any], code: Any = None, **columns: Any) 
 
 
 def hierarchical_reward(
-    completions: Sequence[Any], code: Sequence[str], *, dictionary: Collection[str] | None = None, full_credit: float = 1.0,
-    category_credit: float = 0.4, chapter_credit: float = 0.15, wrong_credit: float = 0.0, unusable_credit: float = -0.5,
+    completions: Sequence[Any],
+    code: Sequence[str],
+    *,
+    dictionary: Collection[str] | None = None,
+    full_credit: float = 1.0,
+    category_credit: float = 0.4,
+    chapter_credit: float = 0.15,
+    wrong_credit: float = 0.0,
+    unusable_credit: float = -0.5,
     **columns: Any,
 ) -> list[float]:
     """The credit of the deepest level shared with the gold code, whatever the length of the codes.
@@ -53,10 +60,16 @@ def hierarchical_reward(
     >>> [hierarchical_reward(**example(name))[0] for name in ("sibling", "same chapter", "wrong", "invented")]
     [0.4, 0.15, 0.0, -0.5]
     """
-    credit = {"full": full_credit, "category": category_credit, "chapter": chapter_credit, None: wrong_credit}
+    credit = {
+        "full": full_credit,
+        "category": category_credit,
+        "chapter": chapter_credit,
+        None: wrong_credit,
+    }
     return [
         credit[icd.deepest_shared(predicted, gold)]
-        if predicted and (predicted == gold or icd.is_valid(predicted, dictionary)) else unusable_credit
+        if predicted and (predicted == gold or icd.is_valid(predicted, dictionary))
+        else unusable_credit
         for predicted, gold in _codes(completions, code)
     ]
 
@@ -77,14 +90,18 @@ def prefix_reward(completions: Sequence[Any], code: Sequence[str], **columns: An
     >>> prefix_reward(**example("sibling")), prefix_reward(**example("same chapter, other letter"))
     ([0.8], [0.0])
     """
-    return [_shared(predicted or "", gold) / max(len(predicted or ""), len(gold))
-            for predicted, gold in _codes(completions, code)]
+    return [
+        _shared(predicted or "", gold) / max(len(predicted or ""), len(gold))
+        for predicted, gold in _codes(completions, code)
+    ]
 
 
 # A match begins a line, and no tag stands inside its own kind. Possessive, and for text without blank lines: the
 # plain pattern backtracks over runs of line ends.
 _ELEMENT = "<{0}>((?:[^<]++|<(?!/?{0}>))*+)</{0}>"
-_RELEASED = re.compile(rf"^(?:{_ELEMENT.format('think')})?\s*+{_ELEMENT.format('diagnosis')}", re.MULTILINE)
+_RELEASED = re.compile(
+    rf"^(?:{_ELEMENT.format('think')})?\s*+{_ELEMENT.format('diagnosis')}", re.MULTILINE
+)
 
 
 def deepicd_reward(completions: Sequence[Any], code: Sequence[str], **columns: Any) -> list[float]:
@@ -102,7 +119,9 @@ def deepicd_reward(completions: Sequence[Any], code: Sequence[str], **columns: A
     [76.0, 43.0, 61.0, -6.0]
     """
     gold = _list("code", code, completions)
-    return [_released(_text(c), icd.normalise(g) or g) for c, g in zip(completions, gold, strict=True)]
+    return [
+        _released(_text(c), icd.normalise(g) or g) for c, g in zip(completions, gold, strict=True)
+    ]
 
 
 def _released(completion: str, gold: str) -> float:
@@ -124,16 +143,25 @@ def _released(completion: str, gold: str) -> float:
 _TOKEN = re.compile(r"[^\W_]+(?:[./'][^\W_]+)*|[,:();.!?]|\n(?=[ \t\r]*+[-*•\n])")
 _EMPTY = re.compile(  # words that say nothing about the patient
     "an?|and|are|as|at|by|for|from|ha[ds]|have|s?he|hers?|his|i[nst]|its|o[fnr]|that|the|their|there|these|they|this|to|"
-    "was|were|which|who|with|patient|pt|present(?:s|ed|ing)|reports|states|history|hx|findings?|noted?|shows|none|nothing|specific")
+    "was|were|which|who|with|patient|pt|present(?:s|ed|ing)|reports|states|history|hx|findings?|noted?|shows|none|nothing|specific"
+)
 _NOT = re.compile("no|not|nor|den(?:ies|ied|ying)|without|neg|negative|never|absent")
 _CONTRAST = re.compile("but|however|although|except|yet")
-_CONCLUDES = re.compile(r"(?:suggest|indicat|support|favou?r|diagnos|probabl)\w*|consistent|point(?:s|ing)|likely|"
-                        "therefore|thus|hence|fits|coded?")
+_CONCLUDES = re.compile(
+    r"(?:suggest|indicat|support|favou?r|diagnos|probabl)\w*|consistent|point(?:s|ing)|likely|"
+    "therefore|thus|hence|fits|coded?"
+)
 
 
 def grounding_reward(
-    completions: Sequence[Any], code: Any = None, note: Sequence[str] | None = None, *, at_least: int = 2,
-    copy_limit: float = 0.5, copy_penalty: float = 1.0, **columns: Any,
+    completions: Sequence[Any],
+    code: Any = None,
+    note: Sequence[str] | None = None,
+    *,
+    at_least: int = 2,
+    copy_limit: float = 0.5,
+    copy_penalty: float = 1.0,
+    **columns: Any,
 ) -> list[float]:
     """The share of findings cited in the reasoning that the note states: a verifiable stand-in for a judge.
 
@@ -151,15 +179,22 @@ def grounding_reward(
     [1.0, 0.5, 0.5]
     """
     if not (at_least >= 1 and 0 <= copy_limit < 1):
-        raise ValueError(f"grounding_reward: need {at_least=} to be 1 or more, and {copy_limit=} from 0 to below 1.")
+        raise ValueError(
+            f"grounding_reward: need {at_least=} to be 1 or more, and {copy_limit=} from 0 to below 1."
+        )
     rewards = []
     for completion, text in zip(completions, _list("note", note, completions), strict=True):
         tokens = _TOKEN.findall(prompts.parse(_text(completion)).think.lower())
         stated, pairs = _note(text)
         cited = {tuple(clause) for sentence in _sentences(tokens) for clause in sentence if clause}
-        good = sum(_is_stated([(word, readings[0]) for word, readings in clause], stated) for clause in cited)
+        good = sum(
+            _is_stated([(word, readings[0]) for word, readings in clause], stated)
+            for clause in cited
+        )
         share = good / len(cited) * min(1.0, good / at_least) if cited else 0.0
-        excess = (len(pairs & _word_pairs(tokens)) / max(1, len(pairs)) - copy_limit) / (1 - copy_limit)
+        excess = (len(pairs & _word_pairs(tokens)) / max(1, len(pairs)) - copy_limit) / (
+            1 - copy_limit
+        )
         rewards.append(share - copy_penalty * max(0.0, excess))
     return rewards
 
@@ -168,13 +203,20 @@ def grounding_reward(
 def _kind(token: str) -> str:
     if not token[0].isalnum():
         return "comma" if token in ",()" else "colon" if token == ":" else "stop"
-    for kind, pattern in (("not", _NOT), ("contrast", _CONTRAST), ("empty", _EMPTY), ("conclusion", _CONCLUDES)):
+    for kind, pattern in (
+        ("not", _NOT),
+        ("contrast", _CONTRAST),
+        ("empty", _EMPTY),
+        ("conclusion", _CONCLUDES),
+    ):
         if pattern.fullmatch(token):
             return kind
     return "conclusion" if icd.normalise(token) else "word"
 
 
-def _sentences(tokens: list[str], conclusions: bool = False) -> Iterator[list[list[tuple[str, tuple[bool, ...]]]]]:
+def _sentences(
+    tokens: list[str], conclusions: bool = False
+) -> Iterator[list[list[tuple[str, tuple[bool, ...]]]]]:
     """Sentences as clauses of content words, each word with its possible readings (negated?): in "denies fever,
     cough" the cough may be denied or not. Conclusions, and headings before a colon, are left out unless asked for."""
     clauses, readings, concluding = [[]], (False,), False
@@ -207,13 +249,19 @@ def _note(note: str) -> tuple[set[tuple[Any, ...]], set[tuple[str, str]]]:
         words = [word for clause in sentence for word in clause]
         for i, (word, readings) in enumerate(words):
             stated.update((word, negated) for negated in readings)
-            stated.update((near, word, negated) for near, _ in words[max(0, i - 3):i] for negated in readings)
+            stated.update(
+                (near, word, negated)
+                for near, _ in words[max(0, i - 3) : i]
+                for negated in readings
+            )
     return stated, _word_pairs(tokens)
 
 
 def _is_stated(clause: list[tuple[str, bool]], stated: set[tuple[Any, ...]]) -> bool:
-    pairs = [(a, b, not_b) in stated or (b, a, not_a) in stated
-             for (a, not_a), (b, not_b) in zip(clause, clause[1:], strict=False)]
+    pairs = [
+        (a, b, not_b) in stated or (b, a, not_a) in stated
+        for (a, not_a), (b, not_b) in zip(clause, clause[1:], strict=False)
+    ]
     numbers = all(word in stated for word in clause if word[0][0].isdigit())
     return numbers and (2 * sum(pairs) > len(pairs) or (not pairs and clause[0] in stated))
 
@@ -224,7 +272,12 @@ def _word_pairs(tokens: list[str]) -> set[tuple[str, str]]:
 
 
 def length_penalty(
-    completions: Sequence[Any], code: Any = None, *, free_length: int = 2000, max_length: int = 4000, **columns: Any
+    completions: Sequence[Any],
+    code: Any = None,
+    *,
+    free_length: int = 2000,
+    max_length: int = 4000,
+    **columns: Any,
 ) -> list[float]:
     """0 up to `free_length` characters, then falling linearly to −1 at `max_length`: the soft overlong
     punishment of DAPO (arXiv 2503.14476, eq. 13), in characters, which mean the same for every tokenizer.
@@ -233,18 +286,29 @@ def length_penalty(
     [-0.5]
     """
     if not 0 <= free_length < max_length:
-        raise ValueError(f"length_penalty: {free_length=} must be below {max_length=}, and neither negative.")
+        raise ValueError(
+            f"length_penalty: {free_length=} must be below {max_length=}, and neither negative."
+        )
     room = max_length - free_length
-    return [max(-1.0, min(0, free_length - len(_text(completion))) / room) for completion in completions]
+    return [
+        max(-1.0, min(0, free_length - len(_text(completion))) / room) for completion in completions
+    ]
 
 
 RUBRIC = Path(__file__).with_name("judge_rubric.txt").read_text(encoding="utf-8").strip()
 
 
 def judge_reward(
-    completions: Sequence[Any], code: Any = None, note: Sequence[str] | None = None, *,
-    judge_url: str = "http://127.0.0.1:8000/v1", judge_model: str = "judge", judge_timeout: float = 60.0,
-    judge_workers: int = 8, allow_remote: bool = False, **columns: Any,
+    completions: Sequence[Any],
+    code: Any = None,
+    note: Sequence[str] | None = None,
+    *,
+    judge_url: str = "http://127.0.0.1:8000/v1",
+    judge_model: str = "judge",
+    judge_timeout: float = 60.0,
+    judge_workers: int = 8,
+    allow_remote: bool = False,
+    **columns: Any,
 ) -> list[float]:
     """(score − 1) / 4 by RUBRIC from a local model; 0 for an unusable answer (not sent), and where the judge
     fails, takes over `judge_timeout` seconds or replies nonsense (a warning counts those).
@@ -259,8 +323,10 @@ def judge_reward(
         parsed = prompts.parse(_text(completion))
         if not parsed.think or parsed.code is None:
             return 0.0
-        case = (f"NOTE\n{prompts.neutralise(text)}\n\nREASONING\n{prompts.neutralise(parsed.think)}\n\n"
-                f"CODE\n{icd.dotted(parsed.code)} {icd.title(parsed.code) or '(no such code)'}")
+        case = (
+            f"NOTE\n{prompts.neutralise(text)}\n\nREASONING\n{prompts.neutralise(parsed.think)}\n\n"
+            f"CODE\n{icd.dotted(parsed.code)} {icd.title(parsed.code) or '(no such code)'}"
+        )
         try:
             return _score(_ask(address, judge_model, case, judge_timeout))
         except Exception as error:  # whatever a judge does, training goes on
@@ -269,8 +335,11 @@ def judge_reward(
     with ThreadPoolExecutor(judge_workers) as pool:
         graded = list(pool.map(grade, completions, _list("note", note, completions)))
     if failed := [outcome for outcome in graded if isinstance(outcome, str)]:
-        warnings.warn(f"judge_reward: {len(failed)} of {len(graded)} replies failed ({failed[0]}) and count 0. "
-                      f"Does {judge_url} serve the model '{judge_model}'?", stacklevel=2)
+        warnings.warn(
+            f"judge_reward: {len(failed)} of {len(graded)} replies failed ({failed[0]}) and count 0. "
+            f"Does {judge_url} serve the model '{judge_model}'?",
+            stacklevel=2,
+        )
     return [0.0 if isinstance(outcome, str) else outcome for outcome in graded]
 
 
@@ -280,9 +349,15 @@ def _address(url: str, allow_remote: bool) -> SplitResult:
         local = address.hostname == "localhost" or ip_address(address.hostname or "").is_loopback
     except ValueError:
         local = False
-    if address.scheme not in ("http", "https") or not address.hostname or not (local or allow_remote):
-        raise ValueError(f"judge_reward: {url!r} is no http address on this machine. Serve the judge here, or "
-                         "pass allow_remote=True for notes that may leave the machine (never those of MIMIC-IV).")
+    if (
+        address.scheme not in ("http", "https")
+        or not address.hostname
+        or not (local or allow_remote)
+    ):
+        raise ValueError(
+            f"judge_reward: {url!r} is no http address on this machine. Serve the judge here, or "
+            "pass allow_remote=True for notes that may leave the machine (never those of MIMIC-IV)."
+        )
     return address
 
 
@@ -298,7 +373,9 @@ def _ask(address: SplitResult, model: str, case: str, timeout: float) -> str:
         response = connection.getresponse()
         if response.status != 200:
             raise http.client.HTTPException
-        while chunk := response.read1(1 << 16):  # for a reply that trickles, the time-out never strikes
+        while chunk := response.read1(
+            1 << 16
+        ):  # for a reply that trickles, the time-out never strikes
             reply += chunk
             if time.monotonic() > deadline or len(reply) > 1 << 20:
                 raise TimeoutError
@@ -326,7 +403,9 @@ def configured(reward: Reward, name: str | None = None, **settings: Any) -> Rewa
     >>> configured(hierarchical_reward, chapter_credit=0.0)(**example("same chapter"))
     [0.0]
     """
-    known = [p.name for p in inspect.signature(reward).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [
+        p.name for p in inspect.signature(reward).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
     if unknown := set(settings) - set(known):
         raise ValueError(f"{reward.__name__} has no setting {sorted(unknown)}, only {known}.")
     made = partial(reward, **settings)
@@ -338,15 +417,24 @@ def named(reward: str | dict[str, dict[str, Any]]) -> Reward:
     """A reward by its name, or by {name: settings}, as helpers/arms.yaml gives it. Raises ValueError for an unknown one."""
     name, settings = (reward, {}) if isinstance(reward, str) else next(iter(reward.items()))
     if not name.endswith("_reward") or name not in globals():
-        raise ValueError(f"no reward is called {name}. Known: {', '.join(key for key in globals() if key.endswith('_reward'))}.")
+        raise ValueError(
+            f"no reward is called {name}. Known: {', '.join(key for key in globals() if key.endswith('_reward'))}."
+        )
     return configured(globals()[name], **settings)
 
 
-def total(completions: Sequence[Any], code: Sequence[str], rewards: Sequence[Reward] = DEFAULT,
-          weights: Sequence[float] = DEFAULT_WEIGHTS, **columns: Any) -> list[float]:
+def total(
+    completions: Sequence[Any],
+    code: Sequence[str],
+    rewards: Sequence[Reward] = DEFAULT,
+    weights: Sequence[float] = DEFAULT_WEIGHTS,
+    **columns: Any,
+) -> list[float]:
     """The weighted sum of rewards, as TRL forms it from `reward_funcs` and `reward_weights`."""
     parts = [reward(completions=completions, code=code, **columns) for reward in rewards]
-    return [sum(w * r for w, r in zip(weights, row, strict=True)) for row in zip(*parts, strict=True)]
+    return [
+        sum(w * r for w, r in zip(weights, row, strict=True)) for row in zip(*parts, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -356,8 +444,10 @@ def truth_table() -> tuple[dict[str, Any], ...]:
 
     table = yaml.safe_load(Path(__file__).with_name("truth_table.yaml").read_text(encoding="utf-8"))
     shared = {"gold": table["gold"], "note": table["note"]}
-    return tuple({**shared, **row, "expect": dict(zip(table["rewards"], row["expect"], strict=True))}
-                 for row in table["rows"])
+    return tuple(
+        {**shared, **row, "expect": dict(zip(table["rewards"], row["expect"], strict=True))}
+        for row in table["rows"]
+    )
 
 
 def example(name: str) -> dict[str, list[str]]:
@@ -370,15 +460,25 @@ def _text(completion: Any) -> str:
     try:
         return completion if isinstance(completion, str) else completion[-1]["content"] or ""
     except (TypeError, KeyError, IndexError):
-        raise ValueError(f"a completion must be text or messages, not {type(completion).__name__}.") from None
+        raise ValueError(
+            f"a completion must be text or messages, not {type(completion).__name__}."
+        ) from None
 
 
 def _list(column: str, values: Any, completions: Sequence[Any]) -> Sequence[str]:
     """`values`, if there is one for each completion. A bare string would be read letter by letter."""
     if values is None or isinstance(values, str) or len(values) != len(completions):
-        found = "a single string" if isinstance(values, str) else "nothing" if values is None else len(values)
-        raise ValueError(f"`{column}` must be a list of {len(completions)}, one for each completion, but is {found}."
-                         f" In training keep the column '{column}' in the data set; else put [...] around it.")
+        found = (
+            "a single string"
+            if isinstance(values, str)
+            else "nothing"
+            if values is None
+            else len(values)
+        )
+        raise ValueError(
+            f"`{column}` must be a list of {len(completions)}, one for each completion, but is {found}."
+            f" In training keep the column '{column}' in the data set; else put [...] around it."
+        )
     return values
 
 
@@ -386,10 +486,14 @@ def _codes(completions: Sequence[Any], code: Sequence[str]) -> list[tuple[str | 
     """(predicted, gold) pairs, normalised."""
     gold = [icd.normalise(one) for one in _list("code", code, completions)]
     if None in gold:
-        raise ValueError(f"gold code {code[gold.index(None)]!r} does not have the shape of an ICD-10-CM code. "
-                         "Drop such cases: icd.normalise gives None for them.")
+        raise ValueError(
+            f"gold code {code[gold.index(None)]!r} does not have the shape of an ICD-10-CM code. "
+            "Drop such cases: icd.normalise gives None for them."
+        )
     return [(prompts.parse(_text(c)).code, g) for c, g in zip(completions, gold, strict=True)]
 
 
 def _shared(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

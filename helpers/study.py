@@ -23,18 +23,42 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from helpers import course, inference, metrics, mimic, models, profiles, prompts, rewards, synthetic, traces
+from helpers import (
+    course,
+    inference,
+    metrics,
+    mimic,
+    models,
+    profiles,
+    prompts,
+    rewards,
+    synthetic,
+    traces,
+)
 
-_BESIDE, _INSIDE = Path(__file__).parent.parent / "results" / "study", Path(__file__).parent / "_results" / "study"
-RESULTS = _INSIDE if _INSIDE.is_dir() else _BESIDE  # inside the package where pip installed the course
-TEST_SEED, TEST_ADMISSIONS = 50, 4450  # of the study's own test hospital: at least 4,000 cases after the funnel
+_BESIDE, _INSIDE = (
+    Path(__file__).parent.parent / "results" / "study",
+    Path(__file__).parent / "_results" / "study",
+)
+RESULTS = (
+    _INSIDE if _INSIDE.is_dir() else _BESIDE
+)  # inside the package where pip installed the course
+TEST_SEED, TEST_ADMISSIONS = (
+    50,
+    4450,
+)  # of the study's own test hospital: at least 4,000 cases after the funnel
 CODE_ALONE = "The code alone."  # reasoning of the arm that is taught codes without reasons
 MARGIN = -0.02  # "no loss" at category and chapter
-WATCHED, WATCH_EVERY = 256, 25  # validation notes whose reward is looked at during GRPO, and how often (steps)
+WATCHED, WATCH_EVERY = (
+    256,
+    25,
+)  # validation notes whose reward is looked at during GRPO, and how often (steps)
 PRIMARY = ("sft", "grpo", "full")
-SECONDARY = (*((*PRIMARY[:2], level) for level in ("category", "chapter")),
-             *(("sft", arm, "full") for arm in ("grpo-strict", "sft-codes", "sft-own")),
-             *((arm, "grpo", "full") for arm in ("grpo-strict", "sft-codes", "sft-own")))  # fmt: skip
+SECONDARY = (
+    *((*PRIMARY[:2], level) for level in ("category", "chapter")),
+    *(("sft", arm, "full") for arm in ("grpo-strict", "sft-codes", "sft-own")),
+    *((arm, "grpo", "full") for arm in ("grpo-strict", "sft-codes", "sft-own")),
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +76,12 @@ class Arm:
 
 
 _RECORDS = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text(encoding="utf-8"))
-ARMS = {name: Arm(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
-        for name, record in _RECORDS.items()}  # fmt: skip
+ARMS = {
+    name: Arm(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    )
+    for name, record in _RECORDS.items()
+}
 
 
 def folder() -> Path:
@@ -86,30 +114,44 @@ def cases_of(split: str, seed: int) -> pd.DataFrame:
     return cases[cases["split"] == split].reset_index(drop=True)
 
 
-def _traces(cases: pd.DataFrame, arm: Arm, profile: profiles.Profile, seed: int, start: Path | None) -> pd.DataFrame:
+def _traces(
+    cases: pd.DataFrame, arm: Arm, profile: profiles.Profile, seed: int, start: Path | None
+) -> pd.DataFrame:
     half = cases.sample(frac=profile.traces_share, random_state=seed)
     if arm.taught == "codes":
         return traces.checked([(c.hadm_id, CODE_ALONE, c.code, c.note) for c in cases.itertuples()])
     taught = traces.from_template(half, habit=arm.habit)
-    if arm.taught == "own":  # two answers to each case without a trace, about GRPO's number of roll-outs; the first right one
+    if (
+        arm.taught == "own"
+    ):  # two answers to each case without a trace, about GRPO's number of roll-outs; the first right one
         others = cases[~cases["hadm_id"].isin(half["hadm_id"])]
         model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit)
-        said = _answers(model, tokenizer, others, profile, samples=2, temperature=1.0, batch_size=64, seed=seed)
+        said = _answers(
+            model, tokenizer, others, profile, samples=2, temperature=1.0, batch_size=64, seed=seed
+        )
         said = said.merge(others[["hadm_id", "code", "note"]], on="hadm_id")
         well = said["completion"].map(lambda text: prompts.parse(text).is_well_formed)
         right = said[(said["predicted"] == said["code"]) & well].drop_duplicates("hadm_id")
         own = [(c.hadm_id, c.think, c.code, True, None) for c in right.itertuples()]
-        taught = pd.concat([taught, pd.DataFrame(own, columns=list(traces.COLUMNS))], ignore_index=True)
+        taught = pd.concat(
+            [taught, pd.DataFrame(own, columns=list(traces.COLUMNS))], ignore_index=True
+        )
     return taught
 
 
-def _answers(model: Any, tokenizer: Any, cases: pd.DataFrame, profile: profiles.Profile, **options: Any) -> pd.DataFrame:
+def _answers(
+    model: Any, tokenizer: Any, cases: pd.DataFrame, profile: profiles.Profile, **options: Any
+) -> pd.DataFrame:
     limits = {"max_new_tokens": profile.max_new_tokens, "max_note_tokens": profile.max_note_tokens}
     watch = {"progress": lambda x: course.progress(x, "answers")}
-    return inference.predict(model, tokenizer, cases, **({"batch_size": 128} | limits | watch | options))
+    return inference.predict(
+        model, tokenizer, cases, **({"batch_size": 128} | limits | watch | options)
+    )
 
 
-def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles.Profile | None = None) -> None:
+def train(
+    name: str, seed: int, out: Path, start: Path | None, profile: profiles.Profile | None = None
+) -> None:
     """Train one arm and save its adapter, tokenizer and training_log.csv to `out`, whole or not at all.
 
     The trainers are configured as in notebooks 03 and 04; a checkpoint left beside `out` is gone on from. `profile`: the tiny
@@ -121,55 +163,114 @@ def train(name: str, seed: int, out: Path, start: Path | None, profile: profiles
     from transformers.trainer_utils import get_last_checkpoint, set_seed
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-    arm, profile, work = ARMS[name], profile or profiles.get("tiny"), out.with_name(f".{out.name}.work")
+    arm, profile, work = (
+        ARMS[name],
+        profile or profiles.get("tiny"),
+        out.with_name(f".{out.name}.work"),
+    )
     set_seed(seed)  # LoRA draws its first weights before a trainer sets the seed
     course.drop_half(work)
     dtype = models.dtype_for_device()
-    cases, common = cases_of("train", seed), {
-        "output_dir": str(work), "report_to": "none", "disable_tqdm": True, "seed": seed,
-        "bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16,
-        "gradient_checkpointing": False, "dataloader_pin_memory": torch.cuda.is_available(), "save_total_limit": 1,
-        "use_cpu": not torch.cuda.is_available()}  # fmt: skip
-    lora = LoraConfig(r=profile.sft_lora_r, lora_alpha=profile.sft_lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    cases, common = (
+        cases_of("train", seed),
+        {
+            "output_dir": str(work),
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": seed,
+            "bf16": dtype == torch.bfloat16,
+            "fp16": dtype == torch.float16,
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "save_total_limit": 1,
+            "use_cpu": not torch.cuda.is_available(),
+        },
+    )
+    lora = LoraConfig(
+        r=profile.sft_lora_r,
+        lora_alpha=profile.sft_lora_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     if arm.rewards:
         model, tokenizer = models.load(profile, start, four_bit=profile.grpo_4bit, trainable=True)
-        pays, watched = [rewards.named(each) for each in arm.rewards], cases_of("val", seed).head(WATCHED)
+        pays, watched = (
+            [rewards.named(each) for each in arm.rewards],
+            cases_of("val", seed).head(WATCHED),
+        )
 
         def held_out() -> float:
             said = _answers(model, tokenizer, watched, profile)
-            return float(np.mean(rewards.total([*said["completion"]], [*watched["code"]], note=[*watched["note"]])))
+            return float(
+                np.mean(
+                    rewards.total(
+                        [*said["completion"]], [*watched["code"]], note=[*watched["note"]]
+                    )
+                )
+            )
 
         config = GRPOConfig(
-            **common, max_steps=round(profile.grpo_steps * arm.longer), per_device_train_batch_size=profile.grpo_batch,
-            gradient_accumulation_steps=profile.grpo_grad_accum, num_generations=profile.grpo_num_generations,
-            max_completion_length=profile.grpo_max_completion, temperature=profile.grpo_temperature,
-            learning_rate=profile.grpo_lr, lr_scheduler_type=profile.grpo_schedule, warmup_steps=profile.grpo_warmup,
-            beta=profile.grpo_beta, loss_type=profile.grpo_loss_type, reward_weights=list(arm.weights), logging_steps=1,
-            save_steps=profile.grpo_save_steps)  # fmt: skip
+            **common,
+            max_steps=round(profile.grpo_steps * arm.longer),
+            per_device_train_batch_size=profile.grpo_batch,
+            gradient_accumulation_steps=profile.grpo_grad_accum,
+            num_generations=profile.grpo_num_generations,
+            max_completion_length=profile.grpo_max_completion,
+            temperature=profile.grpo_temperature,
+            learning_rate=profile.grpo_lr,
+            lr_scheduler_type=profile.grpo_schedule,
+            warmup_steps=profile.grpo_warmup,
+            beta=profile.grpo_beta,
+            loss_type=profile.grpo_loss_type,
+            reward_weights=list(arm.weights),
+            logging_steps=1,
+            save_steps=profile.grpo_save_steps,
+        )
         trainer: Any = GRPOTrainer(
-            model=model, args=config, reward_funcs=pays, processing_class=tokenizer,
+            model=model,
+            args=config,
+            reward_funcs=pays,
+            processing_class=tokenizer,
             train_dataset=traces.grpo_dataset(cases, tokenizer, profile.max_note_tokens),
             callbacks=[course.TrainerProgress(name), course.HeldOut(WATCH_EVERY, held_out)],
-            **({} if start else {"peft_config": lora}))  # fmt: skip
+            **({} if start else {"peft_config": lora}),
+        )
     else:
         table = _traces(cases, arm, profile, seed, start)
         model, tokenizer = models.load(profile)
         config = SFTConfig(
-            **common, max_steps=round(profile.sft_steps * arm.longer), per_device_train_batch_size=profile.sft_batch,
-            gradient_accumulation_steps=profile.sft_grad_accum, learning_rate=profile.sft_lr, lr_scheduler_type="cosine",
-            warmup_steps=profile.sft_warmup, max_length=profile.max_prompt_tokens + profile.max_new_tokens,
-            train_sampling_strategy="group_by_length", logging_steps=5, save_steps=profile.sft_save_steps)  # fmt: skip
+            **common,
+            max_steps=round(profile.sft_steps * arm.longer),
+            per_device_train_batch_size=profile.sft_batch,
+            gradient_accumulation_steps=profile.sft_grad_accum,
+            learning_rate=profile.sft_lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=profile.sft_warmup,
+            max_length=profile.max_prompt_tokens + profile.max_new_tokens,
+            train_sampling_strategy="group_by_length",
+            logging_steps=5,
+            save_steps=profile.sft_save_steps,
+        )
         trainer = SFTTrainer(
-            model=model, args=config, train_dataset=traces.sft_dataset(cases, table, tokenizer, profile.max_note_tokens),
-            processing_class=tokenizer, peft_config=lora, callbacks=[course.TrainerProgress(name)])  # fmt: skip
+            model=model,
+            args=config,
+            train_dataset=traces.sft_dataset(cases, table, tokenizer, profile.max_note_tokens),
+            processing_class=tokenizer,
+            peft_config=lora,
+            callbacks=[course.TrainerProgress(name)],
+        )
     trainer.remove_callback(PrinterCallback)
     models.float32_adapters(trainer.model)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(work) if work.is_dir() else None)
     part = out.with_name(f".{out.name}.part")
     trainer.model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    rows = [row for row in trainer.state.log_history if {"loss", "reward", "eval_reward"} & set(row)]
-    pd.DataFrame(rows).groupby("step", as_index=False).first().to_csv(part / "training_log.csv", index=False)
+    rows = [
+        row for row in trainer.state.log_history if {"loss", "reward", "eval_reward"} & set(row)
+    ]
+    pd.DataFrame(rows).groupby("step", as_index=False).first().to_csv(
+        part / "training_log.csv", index=False
+    )
     part.rename(out)
     shutil.rmtree(work)
 
@@ -179,9 +280,17 @@ def settings(name: str) -> dict[str, Any]:
     own = {key: value for key, value in asdict(ARMS[name]).items() if key not in ("about", "core")}
     start, profile = ARMS[name].start, profiles.get("tiny")
     record = profile.record("grpo" if ARMS[name].rewards else "sft")
-    for shared in ("sft_lora_r", "sft_lora_alpha", "grpo_4bit"):  # GRPO has the LoRA of SFT, and all answer as GRPO does
+    for shared in (
+        "sft_lora_r",
+        "sft_lora_alpha",
+        "grpo_4bit",
+    ):  # GRPO has the LoRA of SFT, and all answer as GRPO does
         record[shared] = getattr(profile, shared)
-    own |= {"start": settings(start) if start else None, "profile": record, "casebook": synthetic.casebook().sha256}
+    own |= {
+        "start": settings(start) if start else None,
+        "profile": record,
+        "casebook": synthetic.casebook().sha256,
+    }
     return json.loads(json.dumps(own))
 
 
@@ -196,7 +305,10 @@ def adapter(name: str, seed: int) -> Path:
     with FileLock(out.with_name(f"{name}.lock")):
         work, made_with = out.with_name(f".{name}.work"), out.with_name(f".{name}.json")
         if course.read(made_with) not in ({}, now):
-            print(f"seed {seed}, {name}: its settings have changed, so it is trained anew (before.{name}: as it was)", flush=True)
+            print(
+                f"seed {seed}, {name}: its settings have changed, so it is trained anew (before.{name}: as it was)",
+                flush=True,
+            )
             shutil.rmtree(work, ignore_errors=True)
             shutil.rmtree(before := out.with_name(f"before.{name}"), ignore_errors=True)
             if out.is_dir():
@@ -226,16 +338,37 @@ def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
     def done() -> pd.DataFrame:
         so_far = pd.read_csv(table, dtype=str) if table.exists() else blank
         if not so_far[[*blank]].equals(blank):
-            raise ValueError(f"{table} answers other cases than those of the test hospital: move it away to start anew.")
+            raise ValueError(
+                f"{table} answers other cases than those of the test hospital: move it away to start anew."
+            )
         return so_far
 
-    then, answered = course.read(results / "design.json").get("settings", {}), {column.split("/")[0] for column in done()}
-    if changed := [name for name in ARMS if name in answered and then.get(name) not in (None, settings(name))]:
-        raise ValueError(f"{table} has answers of {', '.join(changed)}, made with other settings than those of now. Put the "
-                         f"settings back (what you try goes into an arm of its own), or move {results} away to start anew.")
-    design = {"primary": PRIMARY, "secondary": SECONDARY, "margin": MARGIN, "test_cases": len(cases), "watched": WATCHED}
-    course.write(results / "design.json", {"about": {name: arm.about for name, arm in ARMS.items()}, **design,
-                                           "settings": {name: settings(name) for name in ARMS}})  # fmt: skip
+    then, answered = (
+        course.read(results / "design.json").get("settings", {}),
+        {column.split("/")[0] for column in done()},
+    )
+    if changed := [
+        name for name in ARMS if name in answered and then.get(name) not in (None, settings(name))
+    ]:
+        raise ValueError(
+            f"{table} has answers of {', '.join(changed)}, made with other settings than those of now. Put the "
+            f"settings back (what you try goes into an arm of its own), or move {results} away to start anew."
+        )
+    design = {
+        "primary": PRIMARY,
+        "secondary": SECONDARY,
+        "margin": MARGIN,
+        "test_cases": len(cases),
+        "watched": WATCHED,
+    }
+    course.write(
+        results / "design.json",
+        {
+            "about": {name: arm.about for name, arm in ARMS.items()},
+            **design,
+            "settings": {name: settings(name) for name in ARMS},
+        },
+    )
     for name, seed in ((name, seed) for name in arms for seed in seeds):
         try:
             with FileLock(folder() / f"{name}-{seed}.lock", timeout=0):
@@ -248,19 +381,35 @@ def run(seeds: list[int], arms: list[str], results: Path = RESULTS) -> None:
                 model, tokenizer = models.load(profile, out, four_bit=profile.grpo_4bit)
                 said = _answers(model, tokenizer, cases, profile)
                 log = pd.read_csv(out / "training_log.csv")
-                row = {"arm": name, "seed": seed, "steps": int(log["step"].max()), "threads": torch.get_num_threads(),
-                       "train_minutes": round((trained - started) / 60, 1),
-                       "answer_minutes": round((time.time() - trained) / 60, 1),
-                       "usable": round(said["predicted"].notna().mean(), 4)}  # fmt: skip
+                row = {
+                    "arm": name,
+                    "seed": seed,
+                    "steps": int(log["step"].max()),
+                    "threads": torch.get_num_threads(),
+                    "train_minutes": round((trained - started) / 60, 1),
+                    "answer_minutes": round((time.time() - trained) / 60, 1),
+                    "usable": round(said["predicted"].notna().mean(), 4),
+                }
                 log.to_csv(results / f"log-{name}-{seed}.csv", index=False)
                 with FileLock(folder() / "table.lock"):
-                    if course.read(results / "design.json").get("settings", {}).get(name) != settings(name):
-                        raise ValueError(f"{name}: another study changed its settings meanwhile: its answers are not put down.")
+                    if course.read(results / "design.json").get("settings", {}).get(
+                        name
+                    ) != settings(name):
+                        raise ValueError(
+                            f"{name}: another study changed its settings meanwhile: its answers are not put down."
+                        )
                     lines = made.read_text().splitlines() if made.exists() else [",".join(row)]
-                    lines = [line for line in lines if not line.startswith(f"{name},{seed},")]  # of a run killed just here
+                    lines = [
+                        line for line in lines if not line.startswith(f"{name},{seed},")
+                    ]  # of a run killed just here
                     course.write(made, "\n".join([*lines, ",".join(map(str, row.values()))]) + "\n")
                     # Last, because a column counts as done.
-                    course.write(table, done().assign(**{column: said["predicted"].fillna("NIL").to_numpy()}).to_csv(index=False))
+                    course.write(
+                        table,
+                        done()
+                        .assign(**{column: said["predicted"].fillna("NIL").to_numpy()})
+                        .to_csv(index=False),
+                    )
         except Timeout:
             print(f"seed {seed}, {name}: another process is at it", flush=True)
 
@@ -271,11 +420,15 @@ def read(results: Path = RESULTS) -> pd.DataFrame:
     Raises FileNotFoundError where the study has not begun.
     """
     if not (results / "predictions.csv").is_file():
-        raise FileNotFoundError(f"{results / 'predictions.csv'} is not there: the study has not begun. Run: make study")
+        raise FileNotFoundError(
+            f"{results / 'predictions.csv'} is not there: the study has not begun. Run: make study"
+        )
     return pd.read_csv(results / "predictions.csv", dtype=str)
 
 
-def contrast(table: pd.DataFrame, a: str, b: str, *, n_boot: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
+def contrast(
+    table: pd.DataFrame, a: str, b: str, *, n_boot: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """Arm b minus arm a, per level: macro-F1 difference, 95 % interval, two-sided p, seeds; from predictions.csv (as strings).
 
     Bootstrap over seeds and patients: each resample draws seeds with replacement and half of the patients without
@@ -285,18 +438,30 @@ def contrast(table: pd.DataFrame, a: str, b: str, *, n_boot: int = 1000, seed: i
     """
     from scipy import stats
 
-    seeds_a, seeds_b = ({c.split("/")[1] for c in table if c.startswith(f"{arm}/")} for arm in (a, b))
+    seeds_a, seeds_b = (
+        {c.split("/")[1] for c in table if c.startswith(f"{arm}/")} for arm in (a, b)
+    )
     seeds = sorted(seeds_a & seeds_b)
     if not seeds:
-        raise ValueError(f"no seed has both {a} and {b}. Run: python -m helpers.study run --arms {a} {b}")
+        raise ValueError(
+            f"no seed has both {a} and {b}. Run: python -m helpers.study run --arms {a} {b}"
+        )
     rng, out = np.random.default_rng(seed), {}
-    answers = {(arm, s): [None if v == "NIL" else v for v in table[f"{arm}/{s}"]] for arm in (a, b) for s in seeds}
+    answers = {
+        (arm, s): [None if v == "NIL" else v for v in table[f"{arm}/{s}"]]
+        for arm in (a, b)
+        for s in seeds
+    }
     boot = {"patients": [*table["subject_id"]], "n_boot": n_boot, "seed": seed}
-    per_seed = [metrics.differences([*table["code"]], answers[a, s], answers[b, s], **boot) for s in seeds]
+    per_seed = [
+        metrics.differences([*table["code"]], answers[a, s], answers[b, s], **boot) for s in seeds
+    ]
     drawn = rng.integers(0, len(seeds), (n_boot, len(seeds)))
     for level in metrics.LEVELS:
         points = np.array([d[level][0] for d in per_seed])
-        strays = np.stack([d[level][1] for d in per_seed])  # seeds x resamples, the same patients for each seed
+        strays = np.stack(
+            [d[level][1] for d in per_seed]
+        )  # seeds x resamples, the same patients for each seed
         point, n = float(points.mean()), len(seeds)
         wide = point + (points - point) * (n / (n - 1)) ** 0.5 if n > 1 else points
         means = (wide[drawn] + strays[drawn, np.arange(n_boot)[:, None]]).mean(1)
@@ -304,8 +469,14 @@ def contrast(table: pd.DataFrame, a: str, b: str, *, n_boot: int = 1000, seed: i
         low, high = (float(point + q) for q in np.quantile(away, [0.025, 0.975]))
         p = (1 + int((np.abs(away) >= abs(point) - 1e-9).sum())) / (1 + n_boot)
         half = stats.t.ppf(0.975, n - 1) * points.std(ddof=1) / n**0.5 if n > 1 else np.nan
-        out[level] = {"f1_gold": point, "ci": [low, high], "t_ci": [float(point - half), float(point + half)], "p": p, "seeds": n,
-                      "per_seed": points.round(4).tolist()}  # fmt: skip
+        out[level] = {
+            "f1_gold": point,
+            "ci": [low, high],
+            "t_ci": [float(point - half), float(point + half)],
+            "p": p,
+            "seeds": n,
+            "per_seed": points.round(4).tolist(),
+        }
     return out
 
 
@@ -316,8 +487,14 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
     for arm, seed, column in sorted(columns, key=lambda c: (order.index(c[0]), int(c[1]))):
         said = [None if v == "NIL" else v for v in table[column]]
         found = metrics.report([*table["code"]], said, n_boot=0)
-        rows.append({"arm": arm, "seed": int(seed), **{level: found[level]["f1_gold"] for level in metrics.LEVELS},
-                     "usable": found["usable"]})  # fmt: skip
+        rows.append(
+            {
+                "arm": arm,
+                "seed": int(seed),
+                **{level: found[level]["f1_gold"] for level in metrics.LEVELS},
+                "usable": found["usable"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -336,9 +513,21 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
             pairs[a, b] = contrast(table, a, b)
         found = pairs[a, b][level]
         low, high, t_low, t_high = *found["ci"], *found["t_ci"]
-        rows.append({"kind": kind, "contrast": f"{b} - {a}", "level": level, "difference": found["f1_gold"], "low": low,
-                     "high": high, "t_low": t_low, "t_high": t_high, "p": found["p"], "seeds": found["seeds"],
-                     "per_seed": found["per_seed"]})  # fmt: skip
+        rows.append(
+            {
+                "kind": kind,
+                "contrast": f"{b} - {a}",
+                "level": level,
+                "difference": found["f1_gold"],
+                "low": low,
+                "high": high,
+                "t_low": t_low,
+                "t_high": t_high,
+                "p": found["p"],
+                "seeds": found["seeds"],
+                "per_seed": found["per_seed"],
+            }
+        )
     out = pd.DataFrame(rows)
     adjusted = holm({i: p for i, p in out["p"].items() if out["kind"][i] == "secondary"})
     out.insert(out.columns.get_loc("p") + 1, "holm", pd.Series(adjusted, dtype=float))
@@ -361,7 +550,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.study", description=__doc__)
     parser.add_argument("what", choices=["run", "show"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--arms", nargs="+", default=[name for name, arm in ARMS.items() if arm.core])
+    parser.add_argument(
+        "--arms", nargs="+", default=[name for name, arm in ARMS.items() if arm.core]
+    )
     args = parser.parse_args()
     os.environ["ICD_PROFILE"] = "tiny"  # whatever the hardware: its figures are a CPU's
     try:
@@ -369,7 +560,13 @@ def main() -> int:
         if args.what == "run":
             run(args.seeds, args.arms)
         table = read()
-        print(scores(table).groupby("arm", sort=False)[[*metrics.LEVELS, "usable"]].agg(["mean", "std"]).round(3).to_string())
+        print(
+            scores(table)
+            .groupby("arm", sort=False)[[*metrics.LEVELS, "usable"]]
+            .agg(["mean", "std"])
+            .round(3)
+            .to_string()
+        )
         print("\n" + verdicts(table).round(4).to_string(index=False))
         return 0
     except (ValueError, OSError) as error:

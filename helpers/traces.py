@@ -40,22 +40,37 @@ def template_teacher(note: str, key: str, *, habit: float = HABIT) -> tuple[str,
         code = fallback
         cited, detail = [name for name in cited if name != detail] or cited, ""
     findings = "; ".join(spans[name] for name in cited) or "nothing specific"
-    category = icd.category(code) or ""  # of its title the first five words: a long one costs tokens and says little more
-    chapter, title = icd.chapter_short(icd.chapter(code) or 22), " ".join((icd.title(category) or "").split()[:5]).rstrip(",;")
-    return f"Findings: {findings}.\n{chapter}: {category} {title}.\nDetail: {spans[detail] if detail else 'none'}.", code
+    category = (
+        icd.category(code) or ""
+    )  # of its title the first five words: a long one costs tokens and says little more
+    chapter, title = (
+        icd.chapter_short(icd.chapter(code) or 22),
+        " ".join((icd.title(category) or "").split()[:5]).rstrip(",;"),
+    )
+    return (
+        f"Findings: {findings}.\n{chapter}: {category} {title}.\nDetail: {spans[detail] if detail else 'none'}.",
+        code,
+    )
 
 
 def fallbacks() -> dict[str, str]:
     """Specific code -> the unspecified sibling that the teacher's habit falls back on (both normalised)."""
     entries = synthetic.casebook().entries
-    return {str(icd.normalise(code)): str(icd.normalise(entry["unspecified"]))
-            for code, entry in entries.items() if "unspecified" in entry}  # fmt: skip
+    return {
+        str(icd.normalise(code)): str(icd.normalise(entry["unspecified"]))
+        for code, entry in entries.items()
+        if "unspecified" in entry
+    }
 
 
 def cited_findings(think: str) -> list[str]:
     """The spans that a reasoning in the course's template cites from the note."""
     match = _CITED.search(think)
-    return [] if match is None else [text for text in match.group(1).split("; ") if text and text != "nothing specific"]
+    return (
+        []
+        if match is None
+        else [text for text in match.group(1).split("; ") if text and text != "nothing specific"]
+    )
 
 
 def check(think: str, code: str | None, note: str) -> str | None:
@@ -72,7 +87,9 @@ def check(think: str, code: str | None, note: str) -> str | None:
     if parsed.problem:
         return parsed.problem
     said = " ".join(note.lower().split())
-    invented = [text for text in cited_findings(think) if " ".join(text.lower().split()) not in said]
+    invented = [
+        text for text in cited_findings(think) if " ".join(text.lower().split()) not in said
+    ]
     if invented:
         return f"cites what the note does not say: {invented[0]!r}"
     return None if cited_findings(think) or not think.startswith("Findings:") else "cites nothing"
@@ -89,11 +106,17 @@ def from_template(cases: pd.DataFrame, *, habit: float = HABIT) -> pd.DataFrame:
 
 def checked(rows: list[tuple[int, str, str | None, str]]) -> pd.DataFrame:
     """The table of traces for rows (hadm_id, think, normalised code or None, note), each one checked."""
-    table = [(hadm, think, code, why is None, why) for hadm, think, code, note in rows for why in [check(think, code, note)]]
+    table = [
+        (hadm, think, code, why is None, why)
+        for hadm, think, code, note in rows
+        for why in [check(think, code, note)]
+    ]
     return pd.DataFrame(table, columns=list(COLUMNS))
 
 
-def sft_dataset(cases: pd.DataFrame, traces: pd.DataFrame, tokenizer: Any, max_note_tokens: int) -> Any:
+def sft_dataset(
+    cases: pd.DataFrame, traces: pd.DataFrame, tokenizer: Any, max_note_tokens: int
+) -> Any:
     """A `datasets.Dataset` of conversational prompt/completion rows for TRL's SFTTrainer, from the traces that were kept.
 
     The completion starts with `<think>`, which the template's generation prompt already holds: TRL then counts it to the prompt.
@@ -102,13 +125,22 @@ def sft_dataset(cases: pd.DataFrame, traces: pd.DataFrame, tokenizer: Any, max_n
 
     from helpers import models
 
-    kept = traces[traces["kept"]].merge(cases[["hadm_id", "note"]], on="hadm_id", validate="one_to_one")
+    kept = traces[traces["kept"]].merge(
+        cases[["hadm_id", "note"]], on="hadm_id", validate="one_to_one"
+    )
     rows = [
-        {"prompt": prompts.messages(models.truncate_note(row.note, tokenizer, max_note_tokens)),
-         "completion": [{"role": "assistant", "content": models.THINK + prompts.answer(row.think, row.code)}]}
-        for row in kept.itertuples()]  # fmt: skip
+        {
+            "prompt": prompts.messages(models.truncate_note(row.note, tokenizer, max_note_tokens)),
+            "completion": [
+                {"role": "assistant", "content": models.THINK + prompts.answer(row.think, row.code)}
+            ],
+        }
+        for row in kept.itertuples()
+    ]
     if not rows:
-        raise ValueError("traces: none was kept, so there is nothing to train on. See the column `why` in 02_reasoning_traces.")
+        raise ValueError(
+            "traces: none was kept, so there is nothing to train on. See the column `why` in 02_reasoning_traces."
+        )
     return Dataset.from_list(rows)
 
 
@@ -119,5 +151,9 @@ def grpo_dataset(cases: pd.DataFrame, tokenizer: Any, max_note_tokens: int) -> A
     from helpers import models
 
     notes = [models.truncate_note(note, tokenizer, max_note_tokens) for note in cases["note"]]
-    return Dataset.from_list([{"prompt": prompts.messages(note), "code": code, "note": note}
-                              for note, code in zip(notes, cases["code"], strict=True)])
+    return Dataset.from_list(
+        [
+            {"prompt": prompts.messages(note), "code": code, "note": note}
+            for note, code in zip(notes, cases["code"], strict=True)
+        ]
+    )

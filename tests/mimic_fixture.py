@@ -15,12 +15,34 @@ COLUMNS = {
     "hosp/admissions": ["subject_id", "hadm_id", "admittime", "dischtime", "hospital_expire_flag"],
     "hosp/diagnoses_icd": ["subject_id", "hadm_id", "seq_num", "icd_code", "icd_version"],
     "hosp/d_icd_diagnoses": ["icd_code", "icd_version", "long_title"],
-    "note/discharge": ["note_id", "subject_id", "hadm_id", "note_type", "note_seq", "charttime", "storetime", "text"],
+    "note/discharge": [
+        "note_id",
+        "subject_id",
+        "hadm_id",
+        "note_type",
+        "note_seq",
+        "charttime",
+        "storetime",
+        "text",
+    ],
 }
 PROSE = """patient pain chest fever stable denies prior daily noted given mild acute left right history mg treated plan cardiac
 lung renal blood pressure normal exam cough nausea weeks days ago home clinic presented"""
 WORDS = re.findall(r"\w+", PROSE)
-CODES = ("I2101", "I214", "I5021", "J189", "A419", "K5730", "N179", "S72001A", "E1165", "F329", "G40909", "K7460")
+CODES = (
+    "I2101",
+    "I214",
+    "I5021",
+    "J189",
+    "A419",
+    "K5730",
+    "N179",
+    "S72001A",
+    "E1165",
+    "F329",
+    "G40909",
+    "K7460",
+)
 
 
 def prose(rng: random.Random, words: int) -> str:
@@ -52,7 +74,12 @@ def summary(rng: random.Random, words: int = 300) -> str:
 
 
 def write_table(
-    folder: Path, name: str, rows: Iterable[Sequence[Any]], *, columns: Sequence[str] | None = None, zipped: bool = True
+    folder: Path,
+    name: str,
+    rows: Iterable[Sequence[Any]],
+    *,
+    columns: Sequence[str] | None = None,
+    zipped: bool = True,
 ) -> Path:
     """Write one raw table, gzipped or plain."""
     path = folder / f"{name}.csv{'.gz' if zipped else ''}"
@@ -71,15 +98,23 @@ def tables(patients: int = 60, *, seed: int = 0, words: int = 300) -> dict[str, 
     """Rows of a small sound hospital: one to three admissions for each patient, all coded in ICD-10, a note for each."""
     rng = random.Random(seed)
     found: dict[str, list[list[Any]]] = {name: [] for name in COLUMNS}
-    found["hosp/d_icd_diagnoses"] = [[code, 10, f"title of {code}"] for code in CODES] + [["4019", 9, "hypertension"]]
+    found["hosp/d_icd_diagnoses"] = [[code, 10, f"title of {code}"] for code in CODES] + [
+        ["4019", 9, "hypertension"]
+    ]
     hadm = 20_000_000
     for subject in range(10_000_001, 10_000_001 + patients):
         for _ in range(rng.choice((1, 1, 2, 3))):
             hadm += 1
-            found["hosp/admissions"].append([subject, hadm, "2180-01-01 00:00:00", "2180-01-05 00:00:00", 0])
-            found["hosp/diagnoses_icd"].append([subject, hadm, 1, rng.choice(CODES[: 3 + subject % 10]), 10])
+            found["hosp/admissions"].append(
+                [subject, hadm, "2180-01-01 00:00:00", "2180-01-05 00:00:00", 0]
+            )
+            found["hosp/diagnoses_icd"].append(
+                [subject, hadm, 1, rng.choice(CODES[: 3 + subject % 10]), 10]
+            )
             found["hosp/diagnoses_icd"].append([subject, hadm, 2, "I10", 10])
-            found["note/discharge"].append([f"{subject}-DS-{hadm}", subject, hadm, "DS", 1, "", "", summary(rng, words)])
+            found["note/discharge"].append(
+                [f"{subject}-DS-{hadm}", subject, hadm, "DS", 1, "", "", summary(rng, words)]
+            )
     return found
 
 

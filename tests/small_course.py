@@ -73,22 +73,47 @@ rewards.vowel_reward = vowel_reward
 SFT = {
     "settings": {"steps": 14, "batch": 4, "accumulate": 1, "lora_r": 4, "lora_alpha": 8},
     "profile": {"sft_save_steps": 5, "sft_warmup": 2},
-    "cuts": {".head(128)": ".head(2)", 'course.TrainerProgress("SFT")': 'course.TrainerProgress("SFT"), Hold()'},
+    "cuts": {
+        ".head(128)": ".head(2)",
+        'course.TrainerProgress("SFT")': 'course.TrainerProgress("SFT"), Hold()',
+    },
     "last": "03_training",
 }
 GRPO = {
-    "settings": {"steps": 6, "prompts_per_step": 4, "num_generations": 2, "batch": 4, "accumulate": 2, "max_completion": 12,
-                 "watch": 2, "watch_every": 2, "rewards": ["vowel_reward"], "weights": [1.0], "learning_rate": 1e-3},
+    "settings": {
+        "steps": 6,
+        "prompts_per_step": 4,
+        "num_generations": 2,
+        "batch": 4,
+        "accumulate": 2,
+        "max_completion": 12,
+        "watch": 2,
+        "watch_every": 2,
+        "rewards": ["vowel_reward"],
+        "weights": [1.0],
+        "learning_rate": 1e-3,
+    },
     "profile": {"grpo_save_steps": 2},
-    "cuts": {".head(64)": ".head(2)", "train.sample(24": "train.sample(2",
-             'course.TrainerProgress("GRPO")': 'course.TrainerProgress("GRPO"), Hold()'},
+    "cuts": {
+        ".head(64)": ".head(2)",
+        "train.sample(24": "train.sample(2",
+        'course.TrainerProgress("GRPO")': 'course.TrainerProgress("GRPO"), Hold()',
+    },
     "last": "04_training",
 }
 INFERENCE = {
-    "settings": {"max_new_tokens": 12, "cases": 6, "constrained_cases": 2, "sampled_cases": 3, "samples": 2,
-                 "baseline_notes": 60},
+    "settings": {
+        "max_new_tokens": 12,
+        "cases": 6,
+        "constrained_cases": 2,
+        "sampled_cases": 3,
+        "samples": 2,
+        "baseline_notes": 60,
+    },
     "profile": {},
-    "cuts": {"    model, own = models.load(": "    hold(label)\n    print(f'answers of {label}')\n    model, own = models.load("},
+    "cuts": {
+        "    model, own = models.load(": "    hold(label)\n    print(f'answers of {label}')\n    model, own = models.load("
+    },
     "last": "job.commit(job.work)",
 }
 CUTS = {"03_lora_sft": SFT, "04_qlora_grpo": GRPO, "05_inference": INFERENCE}
@@ -96,17 +121,33 @@ CUTS = {"03_lora_sft": SFT, "04_qlora_grpo": GRPO, "05_inference": INFERENCE}
 
 def environment(root: Path) -> dict[str, str]:
     """Data, runs and notebooks below `root`, the tiny profile, one thread: the same sums in the same order every time."""
-    there = {"ICD_PROFILE": "tiny", "ICD_DATA_DIR": str(root / "synthetic"), "ICD_RUNS_DIR": str(root / "runs"),
-             "ICD_NOTEBOOKS_DIR": str(root / "notebooks"), "FRESH": "", "OMP_NUM_THREADS": "1"}
-    return {k: v for k, v in os.environ.items() if k not in ("ICD_MAKING", "ICD_PROGRESS", "RANK", "WORLD_SIZE")} | there
+    there = {
+        "ICD_PROFILE": "tiny",
+        "ICD_DATA_DIR": str(root / "synthetic"),
+        "ICD_RUNS_DIR": str(root / "runs"),
+        "ICD_NOTEBOOKS_DIR": str(root / "notebooks"),
+        "FRESH": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    return {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("ICD_MAKING", "ICD_PROGRESS", "RANK", "WORLD_SIZE")
+    } | there
 
 
 def run_folder(root: Path) -> Path:
     return root / "runs" / "synthetic-tiny"
 
 
-def copy_notebook(root: Path, name: str, *, settings: dict | None = None, cuts: dict | None = None,
-                  extra: str = "") -> None:
+def copy_notebook(
+    root: Path,
+    name: str,
+    *,
+    settings: dict | None = None,
+    cuts: dict | None = None,
+    extra: str = "",
+) -> None:
     """The notebook `name`, cut down, among the notebooks of `root`; the rest goes beyond what stands in CUTS."""
     cut = CUTS[name]
     nb = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -114,11 +155,15 @@ def copy_notebook(root: Path, name: str, *, settings: dict | None = None, cuts: 
     last = max(i for i, cell in enumerate(cells) if str(cut["last"]) in cell.source)
     whole = "\0".join(cell.source for cell in cells[: last + 1])
     for old, new in {**cut["cuts"], **(cuts or {})}.items():
-        assert whole.count(old) == 1, f"{name}: {old!r} stands there {whole.count(old)} times, not once"
+        assert whole.count(old) == 1, (
+            f"{name}: {old!r} stands there {whole.count(old)} times, not once"
+        )
         whole = whole.replace(old, new)
     sources = whole.split("\0")
-    override = (f"{EXTRA}{extra}\nprofile = dataclasses.replace(profile, **{cut['profile']!r})\n"
-                f"settings.update({ {**cut['settings'], **(settings or {})}!r})")
+    override = (
+        f"{EXTRA}{extra}\nprofile = dataclasses.replace(profile, **{cut['profile']!r})\n"
+        f"settings.update({ {**cut['settings'], **(settings or {})}!r})"
+    )
     sources.insert(2, override)
     nb.cells = [nbformat.v4.new_code_cell(source) for source in sources]
     (root / "notebooks").mkdir(exist_ok=True)
@@ -128,13 +173,22 @@ def copy_notebook(root: Path, name: str, *, settings: dict | None = None, cuts: 
 def prepare(root: Path) -> None:
     """Data, cases and traces below `root`."""
     (root / "notebooks").mkdir(parents=True)
-    subprocess.run([sys.executable, "-c", PREPARE], env=environment(root), cwd=ROOT, check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-c", PREPARE], env=environment(root), cwd=ROOT, check=True, timeout=300
+    )
 
 
 def course(root: Path, *arguments: str, **env: str) -> str:
     """What `python -m helpers.course` prints; fails where it fails."""
-    done = subprocess.run([sys.executable, "-m", "helpers.course", *arguments], env=environment(root) | env, cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.course", *arguments],
+        env=environment(root) | env,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -150,11 +204,20 @@ def kill_notebook(root: Path, name: str, where: object) -> None:
     """Run a notebook and end the runner and its kernel with SIGKILL once it has come to `where`."""
     hold, held = run_folder(root) / "hold", run_folder(root) / "held"
     hold.write_text(str(where))
-    child = subprocess.Popen([sys.executable, "-m", "helpers.course", "run", "--only", name], env=environment(root), cwd=ROOT,
-                             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "helpers.course", "run", "--only", name],
+        env=environment(root),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 600
     while not held.exists():
-        assert child.poll() is None and time.monotonic() < deadline, child.communicate()[0] if child.poll() is not None else name
+        assert child.poll() is None and time.monotonic() < deadline, (
+            child.communicate()[0] if child.poll() is not None else name
+        )
         time.sleep(0.1)
     kernels = psutil.Process(child.pid).children(recursive=True)  # in sessions of their own
     assert kernels

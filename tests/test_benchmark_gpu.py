@@ -15,7 +15,9 @@ from benchmarks import gpu
 from helpers import fit, profiles
 
 
-def test_without_cuda_it_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_without_cuda_it_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 2
@@ -42,7 +44,9 @@ def test_nothing_of_a_cell_stays_behind() -> None:
     from bitsandbytes.optim import GlobalOptimManager
     from torch import nn
 
-    GlobalOptimManager.get_instance().register_module_override(nn.Embedding(2, 2), "weight", {"optim_bits": 32})
+    GlobalOptimManager.get_instance().register_module_override(
+        nn.Embedding(2, 2), "weight", {"optim_bits": 32}
+    )
     gpu.release()
     assert not GlobalOptimManager.get_instance().module_weight_config_triple
 
@@ -59,11 +63,20 @@ sys.exit(gpu.main(["--dry-run-cpu", "--minutes", "0.4", "--out", sys.argv[1]]))
 @pytest.mark.slow
 def test_it_ends_in_time_whatever_hangs(tmp_path: Path, root: Path) -> None:
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", HANGING, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, str(tmp_path)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0 and time.monotonic() - began < 26, done.stderr
     (path,) = tmp_path.glob("*.csv")
     table = pd.read_csv(path, comment="#")
-    assert set(table["cell"]) == set(gpu.CELLS) and (table["status"] == "not measured: time was up").all()
+    assert (
+        set(table["cell"]) == set(gpu.CELLS)
+        and (table["status"] == "not measured: time was up").all()
+    )
     assert "not measured" in done.stdout
 
 
@@ -75,21 +88,41 @@ def test_a_dry_run_goes_through_every_cell(tmp_path: Path, root: Path) -> None:
     (path,) = tmp_path.glob("*.csv")
     table = pd.read_csv(path, comment="#")
     assert list(table.columns) == list(gpu.COLUMNS) and set(table["cell"]) == set(gpu.CELLS)
-    told = table["status"].str.startswith("measured") | (table["status"] == "not measured: needs a GPU and flash-attn")
-    assert told.all() and (table["cell"].str.contains("continuous") == table["status"].str.startswith("not measured")).all()
+    told = table["status"].str.startswith("measured") | (
+        table["status"] == "not measured: needs a GPU and flash-attn"
+    )
+    assert (
+        told.all()
+        and (
+            table["cell"].str.contains("continuous")
+            == table["status"].str.startswith("not measured")
+        ).all()
+    )
     trained = table[~table["cell"].str.startswith("generate")]
     assert (trained["seconds_per_step"] > 0).all()
-    assert ((trained["estimate_gb"] > 0) != trained["cell"].str.contains("TRL")).all(), "the estimate is about our settings"
+    assert ((trained["estimate_gb"] > 0) != trained["cell"].str.contains("TRL")).all(), (
+        "the estimate is about our settings"
+    )
     phases = table.dropna(subset=["rewards_s"])
     assert len(phases) == 2  # GRPO twice: where its step goes adds up
     parts = phases[["generation_s", "rewards_s", "forward_backward_s", "optimiser_s"]]
-    assert (parts > 0).all(axis=None) and (parts.sum(axis=1) / phases["seconds_per_step"]).between(0.95, 1.05).all()
-    generated = table[table["cell"].str.startswith("generate") & ~table["cell"].str.contains("continuous")]
+    assert (parts > 0).all(axis=None) and (parts.sum(axis=1) / phases["seconds_per_step"]).between(
+        0.95, 1.05
+    ).all()
+    generated = table[
+        table["cell"].str.startswith("generate") & ~table["cell"].str.contains("continuous")
+    ]
     assert len(generated) == 3 * len(gpu.BATCHES)
     assert (generated[["tokens_per_s", "prefill_s", "decode_tokens_per_s"]] > 0).all(axis=None)
     assert table["reserved_gb"].isna().all()  # memory of a card is not made up on a CPU
     stamp = [line for line in path.read_text().splitlines() if line.startswith("# ")]
-    assert [line.split(":")[0] for line in stamp] == ["# device", "# host", "# versions", "# date", "# command"]
+    assert [line.split(":")[0] for line in stamp] == [
+        "# device",
+        "# host",
+        "# versions",
+        "# date",
+        "# command",
+    ]
 
 
 def test_notes_of_a_batch_differ_in_length_and_the_longest_is_as_long_as_asked() -> None:
@@ -101,10 +134,15 @@ def test_notes_of_a_batch_differ_in_length_and_the_longest_is_as_long_as_asked()
     assert lengths[0] >= 640 and lengths[8] >= 640
     for first in (0, 8):
         cut = [640 - 10 * i for i in range(8)]
-        assert all(want - 10 < got <= want for got, want in zip(lengths[first + 1 : first + 8], cut[1:], strict=True)), lengths
+        assert all(
+            want - 10 < got <= want
+            for got, want in zip(lengths[first + 1 : first + 8], cut[1:], strict=True)
+        ), lengths
 
 
-def test_a_device_that_failed_ends_the_run_and_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_device_that_failed_ends_the_run_and_says_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     torch = pytest.importorskip("torch")
     todo = {"dry run": gpu.dry_run_profile(tmp_path)}
     calls = []
@@ -120,7 +158,9 @@ def test_a_device_that_failed_ends_the_run_and_says_where(monkeypatch: pytest.Mo
     assert len(pd.read_csv(tmp_path / "x.csv", comment="#")) == len(rows)
 
 
-def test_any_other_failure_costs_one_cell_and_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_any_other_failure_costs_one_cell_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("torch")
 
     def train(*args: object) -> None:
@@ -134,11 +174,18 @@ def test_any_other_failure_costs_one_cell_and_is_told(monkeypatch: pytest.Monkey
 def test_peaks_are_told_by_phase_and_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     watch, now = gpu.stopwatch(0, 0), [4.0, 5.0]
-    for name, value in {"is_available": True, "memory_reserved": 3e9, "mem_get_info": (76e9, 80e9), "synchronize": None}.items():
+    for name, value in {
+        "is_available": True,
+        "memory_reserved": 3e9,
+        "mem_get_info": (76e9, 80e9),
+        "synchronize": None,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: now[0] * 1e9)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: now[1] * 1e9)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: now.__setitem__(slice(2), (1.0, 2.0)))
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda: now.__setitem__(slice(2), (1.0, 2.0))
+    )
 
     class Trainer:
         def _generate(self) -> None:
@@ -154,7 +201,13 @@ def test_peaks_are_told_by_phase_and_as_a_whole(monkeypatch: pytest.MonkeyPatch)
     now[:] = 6.0, 7.0  # the passes that train
     row = gpu.memory(10.8, watch)
     assert {key: value for key, value in row.items() if key != "estimate_error"} == {
-        "estimate_gb": 10.8, "allocated_gb": 9.0, "reserved_gb": 11.0, "card_gb": 12.0, "generation_gb": 9.0, "training_gb": 6.0}
+        "estimate_gb": 10.8,
+        "allocated_gb": 9.0,
+        "reserved_gb": 11.0,
+        "card_gb": 12.0,
+        "generation_gb": 9.0,
+        "training_gb": 6.0,
+    }
     assert row["estimate_error"] == pytest.approx(-0.1)
 
 
@@ -184,5 +237,7 @@ def test_a_step_that_only_warms_up_is_not_taken_for_a_figure(config: bool) -> No
     watch.on_step_end(None, None, control)
     assert Trainer.generation_config.max_new_tokens == 512
     row = gpu.timings(watch, {"batch": 8, "accumulate": 2})
-    assert row["status"] == ("not measured: no step after the warm-up in the time" if config else "measured, first step")
+    assert row["status"] == (
+        "not measured: no step after the warm-up in the time" if config else "measured, first step"
+    )
     assert ("seconds_per_step" in row) != config

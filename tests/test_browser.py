@@ -26,11 +26,21 @@ from helpers import course, explorer, icd, notes, prompts, synthetic
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+CHROMIUM = next(
+    filter(
+        None,
+        map(
+            shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        ),
+    ),
+    None,
+)
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 WAIT = 240_000  # ms: cores may be busy with a training
-HOSTILE = "<script>window.owned = 1; alert(1)</script><img src=x onerror=\"window.owned = 2; alert(2)\">"
+HOSTILE = (
+    '<script>window.owned = 1; alert(1)</script><img src=x onerror="window.owned = 2; alert(2)">'
+)
 NUMBERS = {9: 7, 10: 6, 11: 4}  # chapter -> cases: 17 in all
 NOTEBOOK = [
     """import pandas as pd
@@ -65,7 +75,15 @@ def invented() -> pd.DataFrame:
         note = notes.admission_note(synthetic.summaries([row], seed=5)[0])
         if len(set(explorer.telling_findings(note, row["code"]))) > 1:
             ids = {name: row[name] for name in ("subject_id", "hadm_id")}
-            found[chapter].append({**ids, "note": note, "code": icd.normalise(row["code"]), "chapter": chapter, "split": "test"})
+            found[chapter].append(
+                {
+                    **ids,
+                    "note": note,
+                    "code": icd.normalise(row["code"]),
+                    "chapter": chapter,
+                    "split": "test",
+                }
+            )
     cases = pd.DataFrame([case for part in found.values() for case in part])
     cases.loc[1, "note"] += f" {HOSTILE}"
     return cases
@@ -77,12 +95,26 @@ def predictions(cases: pd.DataFrame) -> dict[str, pd.DataFrame]:
     tables: dict[str, list[dict[str, Any]]] = {"base": [], "sft": [], "grpo": []}
     for i, case in enumerate(cases.itertuples()):
         other = "I10" if case.chapter != 9 else "J18.9"
-        said = {"base": None, "sft": case.code if i % 2 == 0 else None, "grpo": case.code if i % 3 else other}
+        said = {
+            "base": None,
+            "sft": case.code if i % 2 == 0 else None,
+            "grpo": case.code if i % 3 else other,
+        }
         first = explorer.telling_findings(case.note, case.code)[0]
-        think = {"sft": "It is what it is.", "grpo": f"Findings: {first}. {HOSTILE if i == 1 else ''}"}
+        think = {
+            "sft": "It is what it is.",
+            "grpo": f"Findings: {first}. {HOSTILE if i == 1 else ''}",
+        }
         for name, code in said.items():
             text = prompts.answer(think[name], code) if code else "the the the"
-            tables[name].append({"hadm_id": case.hadm_id, "sample": 0, "completion": text, "predicted": icd.normalise(code)})
+            tables[name].append(
+                {
+                    "hadm_id": case.hadm_id,
+                    "sample": 0,
+                    "completion": text,
+                    "predicted": icd.normalise(code),
+                }
+            )
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
 
@@ -96,32 +128,69 @@ def lab(tmp_path_factory: pytest.TempPathFactory, cases: pd.DataFrame) -> Iterat
     """A JupyterLab with its settings, data and notebook in a temporary folder."""
     if not CHROMIUM:
         pytest.skip("no browser found: install Chromium (Debian, Ubuntu: apt-get install chromium)")
-    pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -c constraints.txt -e '.[lab,test]'")
+    pytest.importorskip(
+        "playwright.sync_api",
+        reason="playwright is missing: pip install -c constraints.txt -e '.[lab,test]'",
+    )
     folder = tmp_path_factory.mktemp("lab")
     work, truth = folder / "work", folder / "data" / "truth"
     work.mkdir(), truth.mkdir(parents=True)
     cases.to_parquet(work / "cases.parquet")
-    cases[["hadm_id"]].to_parquet(truth / "findings.parquet")  # these are cases of the synthetic hospital
+    cases[["hadm_id"]].to_parquet(
+        truth / "findings.parquet"
+    )  # these are cases of the synthetic hospital
     for name, table in predictions(cases).items():
         table.to_parquet(work / f"{name}.parquet")
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in NOTEBOOK])
-    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in NOTEBOOK]
+    )
+    book.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(book, work / "explorer.ipynb")
-    places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "share", "JUPYTER_RUNTIME_DIR": "runtime",
-              "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
-              "ICD_DATA_DIR": "data", "ICD_RUNS_DIR": "runs", "ICD_OFFLINE_RECORD": "sockets.txt"}
-    quiet = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    places = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "share",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+        "ICD_DATA_DIR": "data",
+        "ICD_RUNS_DIR": "runs",
+        "ICD_OFFLINE_RECORD": "sockets.txt",
+    }
+    quiet = (
+        folder
+        / "settings"
+        / "@jupyterlab"
+        / "apputils-extension"
+        / "notification.jupyterlab-settings"
+    )
     quiet.parent.mkdir(parents=True)
-    quiet.write_text('{"fetchNews": "false"}')  # no question about news in front of what is to be seen
+    quiet.write_text(
+        '{"fetchNews": "false"}'
+    )  # no question about news in front of what is to be seen
     env = {**os.environ, **{name: str(folder / place) for name, place in places.items()}}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "offline"), str(ROOT)])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     token = "only-for-this-test"
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
-               f"--ServerApp.port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={work}",
-               "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-               "--LabApp.extension_manager=readonly"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={work}",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+    ]
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=work)
     try:
@@ -158,7 +227,9 @@ def page(lab: Lab, seen: dict[str, list[str]]) -> Iterator[Page]:
     from playwright import sync_api
 
     args = ["--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    args += ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []  # root, as in a container, has no sandbox
+    args += (
+        ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
+    )  # root, as in a container, has no sandbox
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=args, timeout=WAIT)
         page = browser.new_page(viewport={"width": 1280, "height": 1500})
@@ -240,7 +311,9 @@ def test_a_case_shows_heading_paths_rewards_and_marks(box: Explorer, lab: Lab) -
     truth = box.view.locator("table").first.locator("td").nth(1).inner_text()
     assert icd.dotted(case["code"]) in truth and truth.count("✓") >= 3 and "✗" not in truth
     assert "J18.9" in box.cell("GRPO") and "✓" not in box.cell("GRPO")
-    assert icd.dotted(case["code"]) in box.cell("SFT") and "0 edges from the truth" in box.cell("SFT")
+    assert icd.dotted(case["code"]) in box.cell("SFT") and "0 edges from the truth" in box.cell(
+        "SFT"
+    )
     assert "hierarchical +1.00" in box.cell("SFT") and "hierarchical +1.00" not in box.cell("GRPO")
     assert "no usable answer" in box.cell("Base")
     first, *rest = explorer.telling_findings(case["note"], case["code"])
@@ -252,7 +325,11 @@ def test_a_case_shows_heading_paths_rewards_and_marks(box: Explorer, lab: Lab) -
 def test_the_model_decides_what_is_marked_and_dashed(box: Explorer, lab: Lab) -> None:
     case = lab.cases.iloc[0]
     box.choose("Model", "SFT")
-    box.shows(f"Admission {case['hadm_id']}: SFT, right code", "cited by SFT", "the reasoning of SFT leaves it out")
+    box.shows(
+        f"Admission {case['hadm_id']}: SFT, right code",
+        "cited by SFT",
+        "the reasoning of SFT leaves it out",
+    )
     marked, dashed = box.marks()
     assert not marked and set(dashed) == set(explorer.telling_findings(case["note"], case["code"]))
     box.choose("Model", "Base")
@@ -290,11 +367,15 @@ def test_filters_and_pages(box: Explorer, lab: Lab) -> None:
     assert box.place() == "1 of 3" and forth.is_visible()
 
 
-def test_what_others_wrote_is_shown_and_does_not_act(box: Explorer, lab: Lab, seen: dict[str, list[str]]) -> None:
+def test_what_others_wrote_is_shown_and_does_not_act(
+    box: Explorer, lab: Lab, seen: dict[str, list[str]]
+) -> None:
     box.turn("next")
     box.shows(f"Admission {lab.cases['hadm_id'][1]}: GRPO", HOSTILE)
     static = box.page.locator(".jp-RenderedHTML", has_text="Admission note")
-    assert static.inner_text().count(HOSTILE) == 2, "the static twin shows the same case, in note and reasoning"
+    assert static.inner_text().count(HOSTILE) == 2, (
+        "the static twin shows the same case, in note and reasoning"
+    )
     box.page.wait_for_timeout(500)  # an image that fails to load would have fired by now
     assert box.page.evaluate("window.owned") is None and not seen["dialogs"]
     assert not box.view.locator("img, script").count() and not static.locator("img, script").count()
@@ -307,16 +388,24 @@ def test_a_narrow_window_cuts_nothing(box: Explorer) -> None:
     box.page.wait_for_timeout(500)
     shot(box.page, "explorer-560")
     for part in (box.view, box.page.locator(".jp-RenderedHTML", has_text="Admission note")):
-        assert part.evaluate("e => e.scrollWidth <= e.clientWidth"), "it would have to be scrolled sideways"
+        assert part.evaluate("e => e.scrollWidth <= e.clientWidth"), (
+            "it would have to be scrolled sideways"
+        )
         boxes = [cell.bounding_box() for cell in part.locator("td").all()]
         assert all(b and b["width"] > 200 and b["x"] + b["width"] <= 560 for b in boxes), boxes
-    right = [e.bounding_box() for e in box.page.locator(".widget-dropdown, .widget-hbox button").all()]
+    right = [
+        e.bounding_box() for e in box.page.locator(".widget-dropdown, .widget-hbox button").all()
+    ]
     assert all(b and b["x"] + b["width"] <= 560 for b in right), right
 
 
-def test_nothing_but_the_local_server_was_asked(box: Explorer, lab: Lab, seen: dict[str, list[str]]) -> None:
+def test_nothing_but_the_local_server_was_asked(
+    box: Explorer, lab: Lab, seen: dict[str, list[str]]
+) -> None:
     local = (lab.url, lab.url.replace("http://", "ws://", 1), "data:", "blob:")
-    assert any(url.startswith(local[1]) for url in seen["requests"]), "the kernel speaks through a websocket"
+    assert any(url.startswith(local[1]) for url in seen["requests"]), (
+        "the kernel speaks through a websocket"
+    )
     assert not [url for url in seen["requests"] if not url.startswith(local)]
     assert not lab.attempts.exists(), lab.attempts.read_text()
 
@@ -325,16 +414,24 @@ def test_nothing_but_the_local_server_was_asked(box: Explorer, lab: Lab, seen: d
 
 
 def test_findings_that_mattered_are_shown_by_default_on_synthetic_notes_alone(
-        places: Path, cases: pd.DataFrame) -> None:
+    places: Path, cases: pd.DataFrame
+) -> None:
     tables, case = {"sft": predictions(cases)["sft"]}, cases.iloc[0].to_dict()
     telling = explorer.telling_findings(case["note"], case["code"])
     assert 1 < len(telling) <= 3 and all(phrase in case["note"] for phrase in telling)
-    assert explorer.telling_findings(case["note"], "A0101") == [], "the casebook knows nothing of that code"
+    assert explorer.telling_findings(case["note"], "A0101") == [], (
+        "the casebook knows nothing of that code"
+    )
 
     def dashed(**options: Any) -> list[bool]:
         static = explorer.case_html(case, tables, **options)
-        assert static == explorer.case_html(case, {"sft": tables["sft"].iloc[0]}, **options), "a table or its row"
-        return ["<ins" in static, "<ins" in explorer.explore(cases, tables, **options).children[-1].value]
+        assert static == explorer.case_html(case, {"sft": tables["sft"].iloc[0]}, **options), (
+            "a table or its row"
+        )
+        return [
+            "<ins" in static,
+            "<ins" in explorer.explore(cases, tables, **options).children[-1].value,
+        ]
 
     assert dashed() == [False, False], "no hospital wrote them: they may be real"
     truth = places / "synthetic" / "truth"
@@ -345,6 +442,13 @@ def test_findings_that_mattered_are_shown_by_default_on_synthetic_notes_alone(
     assert dashed() == [True, True]
     with pytest.raises(ValueError, match="no model answered"):
         explorer.case_html(cases.iloc[1], {"sft": tables["sft"].iloc[:1]})
-    options: list[Any] = [{}, {case["hadm_id"]: telling}, lambda note, code: telling, lambda note, code: ()]
-    shown = ["<ins" in explorer.explore(cases, tables, missed=o).children[-1].value for o in options]
+    options: list[Any] = [
+        {},
+        {case["hadm_id"]: telling},
+        lambda note, code: telling,
+        lambda note, code: (),
+    ]
+    shown = [
+        "<ins" in explorer.explore(cases, tables, missed=o).children[-1].value for o in options
+    ]
     assert shown == [False, True, True, False]

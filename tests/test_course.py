@@ -57,8 +57,14 @@ def make_all(*names: str) -> None:
 
 
 def cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "helpers.course", *arguments], env={**os.environ, **env}, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.course", *arguments],
+        env={**os.environ, **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+    )
 
 
 MAKE_DATA = """
@@ -85,7 +91,9 @@ if job.stale:
 # --------------------------------------------------------------------------------------------- artefacts
 
 
-def test_an_artefact_is_made_once_and_then_loaded(places: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_artefact_is_made_once_and_then_loaded(
+    places: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert make("base", {"size": 1}).path.is_dir()
     assert "base: making it because it is not there yet" in capsys.readouterr().out
     assert not course.artefact("base", {"size": 1}).stale
@@ -120,7 +128,9 @@ def test_what_lies_upstream_makes_the_rest_stale(places: Path) -> None:
     assert not course.why_stale("base")
 
 
-def test_the_stage_settings_of_a_profile_touch_their_own_stage_alone(places: Path, monkeypatch) -> None:
+def test_the_stage_settings_of_a_profile_touch_their_own_stage_alone(
+    places: Path, monkeypatch
+) -> None:
     import dataclasses
 
     make_all("data", "cases", "base", "traces", "sft", "grpo")
@@ -166,7 +176,9 @@ def test_checkpoints_survive_an_interruption_and_not_a_change(places: Path, caps
     course.write(work / "checkpoint-5" / "adapter_model.bin", "weights")
     for name in ("optimizer.pt", "scheduler.pt"):
         zipfile.ZipFile(work / "checkpoint-5" / name, "w").close()
-    course.write(work / "checkpoint-10" / "trainer_state.json", '{"global_st')  # killed while it was written
+    course.write(
+        work / "checkpoint-10" / "trainer_state.json", '{"global_st'
+    )  # killed while it was written
     (work / "checkpoint-15").mkdir()
     again = course.artefact("base", {"lr": 1})
     assert [p.name for p in again.work.iterdir()] == ["checkpoint-5"]
@@ -178,8 +190,12 @@ def test_checkpoints_survive_an_interruption_and_not_a_change(places: Path, caps
     assert not other.work.exists() and not other.tmp.exists()
 
 
-@pytest.mark.parametrize(("fresh", "stale"), [("1", {"base", "sft"}), ("sft", {"sft"}), ("", set())])
-def test_fresh_makes_anew_and_need_does_not(places: Path, monkeypatch, fresh: str, stale: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("fresh", "stale"), [("1", {"base", "sft"}), ("sft", {"sft"}), ("", set())]
+)
+def test_fresh_makes_anew_and_need_does_not(
+    places: Path, monkeypatch, fresh: str, stale: set[str]
+) -> None:
     make_all("data", "cases", "base", "traces", "sft")
     monkeypatch.setenv("FRESH", fresh)
     assert {n for n in ("base", "sft") if course.artefact(n).stale} == stale
@@ -193,7 +209,9 @@ def test_nothing_made_is_an_error(places: Path) -> None:
 
 def test_a_full_disk_says_how_to_go_on(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = course.artefact("base")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="disk is full.*goes on from its last checkpoint"):
         job.commit()
 
@@ -214,7 +232,9 @@ def test_an_open_notebook_says_how_to_go_on_after_a_stop(places: Path) -> None:
     assert "goes on, a training from its last checkpoint" in done.stdout
 
 
-def test_runs_that_share_the_data_share_its_lock(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_share_the_data_share_its_lock(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two first runs of different profiles write the same folder: one of them used to delete what the other was writing."""
     monkeypatch.delenv("ICD_DATA_DIR", raising=False)
     monkeypatch.setattr(course, "data_dir", lambda: places / "data" / "synthetic")
@@ -226,10 +246,15 @@ def test_runs_that_share_the_data_share_its_lock(places: Path, monkeypatch: pyte
             assert job.stale and job.lock.is_locked
             locks[run, name] = job.lock.lock_file
             job.lock.release(force=True)
-    assert locks["one", "data"] == locks["two", "data"] and locks["one", "base"] != locks["two", "base"]
+    assert (
+        locks["one", "data"] == locks["two", "data"]
+        and locks["one", "base"] != locks["two", "base"]
+    )
 
 
-def test_a_drive_without_locks_is_no_reason_to_wait_or_to_fail(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drive_without_locks_is_no_reason_to_wait_or_to_fail(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fcntl
 
     real = fcntl.flock
@@ -241,16 +266,24 @@ def test_a_drive_without_locks_is_no_reason_to_wait_or_to_fail(places: Path, mon
 
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(places))
-    for _ in range(2):  # a machine that is gone leaves no lock behind that the next one would wait for
+    for _ in range(
+        2
+    ):  # a machine that is gone leaves no lock behind that the next one would wait for
         job = course.artefact("base")
         assert job.stale and job.lock.is_locked
         job.lock.release(force=True)
-    assert list(places.glob("icd-*-base.lock")) and not list((course.run_dir() / ".stamps").glob("*soft*"))
+    assert list(places.glob("icd-*-base.lock")) and not list(
+        (course.run_dir() / ".stamps").glob("*soft*")
+    )
 
 
-def test_what_a_full_disk_cut_off_takes_no_room(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_full_disk_cut_off_takes_no_room(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = course.write(places / "table.json", {"edition": 1})
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space left"):
         course.write(path, {"edition": 2})
     assert course.read(path) == {"edition": 1} and not list(places.glob(".table*"))
@@ -267,7 +300,9 @@ def test_no_room_or_no_right_to_write_stops_before_any_work(places: Path, monkey
         course.setup()
 
 
-def test_the_readers_own_data_is_never_written_to(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readers_own_data_is_never_written_to(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for sub in ("hosp", "note"):
         (places / "mimic" / sub).mkdir(parents=True)
         (places / "mimic" / sub / "a.csv.gz").write_bytes(b"1")
@@ -282,9 +317,13 @@ def test_the_readers_own_data_is_never_written_to(places: Path, monkeypatch: pyt
     assert sorted(p.name for p in (places / "mimic").iterdir()) == ["hosp", "note"]
 
 
-def test_missing_data_names_the_folder_and_the_way_out(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_names_the_folder_and_the_way_out(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ICD_DATA_DIR", str(places / "mimic-iv"))
-    with pytest.raises(FileNotFoundError, match=r"mimic-iv: no hosp/ and note/.*ICD_DATA_DIR.*data/README.md"):
+    with pytest.raises(
+        FileNotFoundError, match=r"mimic-iv: no hosp/ and note/.*ICD_DATA_DIR.*data/README.md"
+    ):
         course.artefact("data")
 
 
@@ -301,7 +340,9 @@ if job.stale:
 
 
 def test_a_killed_process_lets_go_of_its_artefact(places: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, "60"], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, "60"], stdout=subprocess.PIPE, text=True
+    )
     assert any("held True" in line for line in holder.stdout or ())
     holder.kill()
     holder.wait()
@@ -309,13 +350,17 @@ def test_a_killed_process_lets_go_of_its_artefact(places: Path) -> None:
 
 
 def test_of_two_processes_one_makes_and_the_other_loads(places: Path) -> None:
-    first = subprocess.Popen([sys.executable, "-c", HOLDER, "1.5"], stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, "1.5"], stdout=subprocess.PIPE, text=True
+    )
     assert any("held True" in line for line in first.stdout or ())
     assert not course.artefact("base").stale
     assert first.wait() == 0
 
 
-def test_processes_beside_the_first_neither_write_nor_speak(places: Path, monkeypatch, capsys) -> None:
+def test_processes_beside_the_first_neither_write_nor_speak(
+    places: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setenv("RANK", "1")
     course.setup()
     job = course.artefact("base")
@@ -354,10 +399,15 @@ def test_a_notebook_that_asks_for_its_own_work_is_told(write: Write, capsys) -> 
 
 
 def test_run_executes_once_then_finds_everything_up_to_date(write: Write, places: Path) -> None:
-    write("00_start_here", "for _ in course.progress(range(3), 'looking around'):\n    import time; time.sleep(0.6)")
+    write(
+        "00_start_here",
+        "for _ in course.progress(range(3), 'looking around'):\n    import time; time.sleep(0.6)",
+    )
     write("01_data_preparation", MAKE_DATA)
     write("02_reasoning_traces", MAKE_TRACES)
-    write("06_hierarchical_f1_analysis", f"(run / 'metrics.json').write_text({json.dumps(METRICS)!r})")
+    write(
+        "06_hierarchical_f1_analysis", f"(run / 'metrics.json').write_text({json.dumps(METRICS)!r})"
+    )
     first = cli("run", ICD_PROGRESS_EVERY="0.2")
     assert first.returncode == 0, first.stdout
     assert "[1/4] 00_start_here  looking around" in first.stdout and "min left" in first.stdout
@@ -368,12 +418,21 @@ def test_run_executes_once_then_finds_everything_up_to_date(write: Write, places
     assert not list((places / "notebooks").glob("*.failed.ipynb"))
     # metrics.json was written past artefact(): 06 is not up to date, the others are.
     second = cli("run")
-    assert "00_start_here: up to date" in second.stdout and "02_reasoning_traces: up to date" in second.stdout
+    assert (
+        "00_start_here: up to date" in second.stdout
+        and "02_reasoning_traces: up to date" in second.stdout
+    )
     write("02_reasoning_traces", "# another comment", MAKE_TRACES)
     third = cli("run")
-    assert "01_data_preparation: up to date" in third.stdout and "02_reasoning_traces: done" in third.stdout
+    assert (
+        "01_data_preparation: up to date" in third.stdout
+        and "02_reasoning_traces: done" in third.stdout
+    )
     fourth = cli("run", FRESH="traces")
-    assert "01_data_preparation: up to date" in fourth.stdout and "02_reasoning_traces: done" in fourth.stdout
+    assert (
+        "01_data_preparation: up to date" in fourth.stdout
+        and "02_reasoning_traces: done" in fourth.stdout
+    )
 
 
 def test_a_failing_cell_is_shown_and_the_next_run_goes_on(write: Write) -> None:
@@ -381,7 +440,10 @@ def test_a_failing_cell_is_shown_and_the_next_run_goes_on(write: Write) -> None:
     write("02_reasoning_traces", "print('so far so good')", "share = {}['traces']", "never = 1")
     failed = cli("run")
     assert failed.returncode == 1
-    assert "02_reasoning_traces failed in cell 3:" in failed.stdout and "share = {}['traces']" in failed.stdout
+    assert (
+        "02_reasoning_traces failed in cell 3:" in failed.stdout
+        and "share = {}['traces']" in failed.stdout
+    )
     assert "KeyError" in failed.stdout and "the same command goes on" in failed.stdout
     kept = nbformat.read(course.run_dir() / "notebooks" / "02_reasoning_traces.failed.ipynb", 4)
     assert "so far so good" in kept.cells[1].outputs[0].text
@@ -399,8 +461,12 @@ def test_a_kernel_that_dies_is_told_apart(write: Write) -> None:
 
 
 def test_ctrl_c_keeps_what_ran(write: Write, places: Path) -> None:
-    write("00_start_here", "print('begun')", "open('begun', 'w').close()\nimport time\ntime.sleep(60)")
-    child = subprocess.Popen([sys.executable, "-m", "helpers.course", "run"], text=True, stdout=subprocess.PIPE)
+    write(
+        "00_start_here", "print('begun')", "open('begun', 'w').close()\nimport time\ntime.sleep(60)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-m", "helpers.course", "run"], text=True, stdout=subprocess.PIPE
+    )
     deadline = time.monotonic() + 240
     while not (places / "notebooks" / "begun").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -413,7 +479,9 @@ def test_ctrl_c_keeps_what_ran(write: Write, places: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_killed_outright_goes_on_from_its_checkpoint(write: Write, places: Path) -> None:
-    write("03_lora_sft", """
+    write(
+        "03_lora_sft",
+        """
 import pathlib, time
 job = course.artefact("base", {"lr": 1})
 if job.stale:
@@ -423,12 +491,17 @@ if job.stale:
         time.sleep(0.2)
     (job.tmp / "w").write_text("".join(sorted(p.name for p in job.work.iterdir())) + f" from {done}")
     job.commit(job.tmp)
-""")
+""",
+    )
     for _ in range(2):
         before = set((course.run_dir() / ".work" / "base").glob("checkpoint-*"))
-        child = subprocess.Popen([sys.executable, "-m", "helpers.course", "run", "--only", "03_lora_sft"])
+        child = subprocess.Popen(
+            [sys.executable, "-m", "helpers.course", "run", "--only", "03_lora_sft"]
+        )
         deadline = time.monotonic() + 300
-        while len(set((course.run_dir() / ".work" / "base").glob("checkpoint-*"))) < len(before) + 5:
+        while (
+            len(set((course.run_dir() / ".work" / "base").glob("checkpoint-*"))) < len(before) + 5
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         child.kill()
@@ -459,25 +532,57 @@ def _level(x: float, k: int = 20) -> dict:
 
 METRICS = {
     "models": {
-        "grpo": {"usable": 0.995, "chapter": _level(0.8, 9), "category": _level(0.7), "full": _level(0.6, 30)},
-        "majority": {"usable": 1.0, "chapter": _level(0.1, 9), "category": _level(0.05), "full": _level(0.06, 30)},
-        "mine": {"usable": 0.5, "chapter": _level(0.3, 9), "category": _level(0.2), "full": {"f1_gold": None}},
+        "grpo": {
+            "usable": 0.995,
+            "chapter": _level(0.8, 9),
+            "category": _level(0.7),
+            "full": _level(0.6, 30),
+        },
+        "majority": {
+            "usable": 1.0,
+            "chapter": _level(0.1, 9),
+            "category": _level(0.05),
+            "full": _level(0.06, 30),
+        },
+        "mine": {
+            "usable": 0.5,
+            "chapter": _level(0.3, 9),
+            "category": _level(0.2),
+            "full": {"f1_gold": None},
+        },
     },
-    "ceiling": {level: {"accuracy": 0.9, "f1_gold": 0.91} for level in ("chapter", "category", "full")},
+    "ceiling": {
+        level: {"accuracy": 0.9, "f1_gold": 0.91} for level in ("chapter", "category", "full")
+    },
     "environment": {"torch": "2.13.0 <cpu>"},
 }
 
 
 def test_the_table_goes_from_majority_to_ceiling(places: Path) -> None:
     header, rows = runner.table(METRICS)
-    assert header[1:] == ["chapter (9 classes)", "category (20 classes)", "full code (30 classes)", "usable answers"]
+    assert header[1:] == [
+        "chapter (9 classes)",
+        "category (20 classes)",
+        "full code (30 classes)",
+        "usable answers",
+    ]
     assert [r[0] for r in rows] == ["majority class", "GRPO", "mine", "ideal reader (ceiling)"]
-    assert rows[1][1:] == ["0.800 [0.750, 0.850]", "0.700 [0.650, 0.750]", "0.600 [0.550, 0.650]", "99.5%"]
+    assert rows[1][1:] == [
+        "0.800 [0.750, 0.850]",
+        "0.700 [0.650, 0.750]",
+        "0.600 [0.550, 0.650]",
+        "99.5%",
+    ]
     assert rows[2][3] == "–" and rows[3][1] == "0.910" and rows[3][4] == "–"
     models = {**METRICS["models"], "ideal": METRICS["models"]["grpo"]}
     assert runner.table({**METRICS, "models": models})[1][-1][1].startswith("0.800 [")
     assert len(runner.table({**METRICS, "ceiling": None})[1]) == 3
-    odd = {"models": {"sft": {"usable": 1, "full": _level(0.5, 7)}, "base": {"usable": 1, "full": _level(0.5, 8)}}}
+    odd = {
+        "models": {
+            "sft": {"usable": 1, "full": _level(0.5, 7)},
+            "base": {"usable": 1, "full": _level(0.5, 8)},
+        }
+    }
     assert runner.table(odd)[1][0][3].endswith("(8 classes)")
 
 
@@ -491,7 +596,11 @@ def test_the_report_needs_no_other_file(places: Path) -> None:
     done = cli("report")
     assert done.returncode == 0 and done.stdout.strip().endswith("report.html")
     page = (course.run_dir() / "report.html").read_text()
-    assert course.NOTICE in page and "data:image/png;base64,iVBOR" in page and "2.13.0 &lt;cpu&gt;" in page
+    assert (
+        course.NOTICE in page
+        and "data:image/png;base64,iVBOR" in page
+        and "2.13.0 &lt;cpu&gt;" in page
+    )
     assert 'src="http' not in page and 'href="http' not in page
     assert "0.800 [0.750, 0.850]" in cli("table").stdout
 
@@ -505,9 +614,19 @@ def test_without_results_the_table_says_what_to_run(places: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+    "file",
+    [
+        "trainer_state.json",
+        "adapter_model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+    ],
+)
 @pytest.mark.parametrize("left", [None, 0, 0.5, 1])
-def test_a_checkpoint_that_was_cut_off_is_left_out_and_named(places: Path, capsys, file: str, left: float) -> None:
+def test_a_checkpoint_that_was_cut_off_is_left_out_and_named(
+    places: Path, capsys, file: str, left: float
+) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -530,12 +649,18 @@ def test_a_checkpoint_that_was_cut_off_is_left_out_and_named(places: Path, capsy
 
 
 def test_setup_switches_off_what_calls_home_and_says_where_things_are(places: Path) -> None:
-    code = ("import os, sys\nfrom helpers import course\nprofile, run = course.setup()\n"
-            "assert run.is_dir() and profile.name == 'tiny' and 'torch' not in sys.modules\n"
-            "for v in ('HF_HUB_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY', 'DO_NOT_TRACK'):\n    assert os.environ[v] == '1', v")
+    code = (
+        "import os, sys\nfrom helpers import course\nprofile, run = course.setup()\n"
+        "assert run.is_dir() and profile.name == 'tiny' and 'torch' not in sys.modules\n"
+        "for v in ('HF_HUB_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY', 'DO_NOT_TRACK'):\n    assert os.environ[v] == '1', v"
+    )
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 4 and course.NOTICE in done.stdout and "synthetic" in done.stdout
+    assert (
+        len(done.stdout.splitlines()) == 4
+        and course.NOTICE in done.stdout
+        and "synthetic" in done.stdout
+    )
 
 
 def test_setup_names_what_another_version_made(places: Path, monkeypatch, capsys) -> None:
@@ -558,7 +683,9 @@ def test_progress_reports_to_the_file(places: Path, monkeypatch: pytest.MonkeyPa
     assert {"label": "letters", "n": 3, "total": 3} in lines
 
 
-def test_trainer_progress_counts_the_steps_of_a_trainer(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_progress_counts_the_steps_of_a_trainer(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from types import SimpleNamespace
 
     monkeypatch.setenv("ICD_PROGRESS", str(places / "log"))
@@ -568,11 +695,17 @@ def test_trainer_progress_counts_the_steps_of_a_trainer(places: Path, monkeypatc
     for state.global_step in range(21, 31):
         steps.on_step_end(None, state, None)
     steps.on_train_end(None, state, None)
-    assert json.loads((places / "log").read_text().splitlines()[-1]) == {"label": "SFT", "n": 30, "total": 30}
+    assert json.loads((places / "log").read_text().splitlines()[-1]) == {
+        "label": "SFT",
+        "n": 30,
+        "total": 30,
+    }
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_second_training_in_a_process_can_load_a_checkpoint_too(places: Path, monkeypatch, processes: str) -> None:
+def test_a_second_training_in_a_process_can_load_a_checkpoint_too(
+    places: Path, monkeypatch, processes: str
+) -> None:
     import torch
 
     monkeypatch.setenv("WORLD_SIZE", processes)
@@ -580,7 +713,10 @@ def test_a_second_training_in_a_process_can_load_a_checkpoint_too(places: Path, 
         course.TrainerProgress(label)
     torch.save({"state": torch.ones(2)}, places / "optimizer.pt")
     if processes == "2":  # there a CPU is called so
-        assert torch.load(places / "optimizer.pt", map_location=torch.device("cpu:0"))["state"].sum() == 2
+        assert (
+            torch.load(places / "optimizer.pt", map_location=torch.device("cpu:0"))["state"].sum()
+            == 2
+        )
 
 
 def test_the_setup_cell_installs_with_the_torch_that_is_there(places: Path, monkeypatch) -> None:
@@ -602,8 +738,10 @@ def test_the_setup_cell_installs_with_the_torch_that_is_there(places: Path, monk
     code = TransformerManager().transform_cell(course.SETUP_CELL)
     names: dict = {"get_ipython": lambda: SimpleNamespace(run_line_magic=magic)}
     exec(compile(code, "setup", "exec"), names)
-    assert asked == [f"pip install -q -c keep-torch.txt git+{course.REPOSITORY}",  # and never constraints.txt
-                     "pip uninstall -q -y torchao"]
+    assert asked == [
+        f"pip install -q -c keep-torch.txt git+{course.REPOSITORY}",  # and never constraints.txt
+        "pip uninstall -q -y torchao",
+    ]
     assert (places / "keep-torch.txt").read_text() == f"torch=={torch.__version__}\n"
     assert names["profile"].name == "tiny" and names["run"] == course.run_dir()
     exec(compile(code, "setup", "exec"), {})  # installed: nothing to do
@@ -615,7 +753,9 @@ def test_beside_colab_the_setup_cell_installs_nothing_and_says_what_to_do(monkey
 
     monkeypatch.setitem(sys.modules, "helpers", None)
     code = compile(TransformerManager().transform_cell(course.SETUP_CELL), "setup", "exec")
-    with pytest.raises(ModuleNotFoundError, match=r"helpers.*choose the kernel of \.venv, or install the course"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"helpers.*choose the kernel of \.venv, or install the course"
+    ):
         exec(code, {"get_ipython": None})
 
 

@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 
 from helpers import course, explorer, icd, plots
 
-NOTE = ("Chief Complaint: chest pain\nHPI: 61 year old man with crushing chest pain for 2 hours, diaphoresis. Denies fever.\n"
-        "ED: HR 98, ST elevation in V1-V4, troponin 2.4.\nPMH: hypertension. Family: father with MI at 52.")
-CASE = {"subject_id": 1, "hadm_id": 20000001, "note": NOTE, "code": "I2102", "category": "I21", "chapter": 9, "split": "test"}
+NOTE = (
+    "Chief Complaint: chest pain\nHPI: 61 year old man with crushing chest pain for 2 hours, diaphoresis. Denies fever.\n"
+    "ED: HR 98, ST elevation in V1-V4, troponin 2.4.\nPMH: hypertension. Family: father with MI at 52."
+)
+CASE = {
+    "subject_id": 1,
+    "hadm_id": 20000001,
+    "note": NOTE,
+    "code": "I2102",
+    "category": "I21",
+    "chapter": 9,
+    "split": "test",
+}
 HOSTILE = '</td></table><script>alert(1)</script><img src=x onerror="alert(2)">&amp;<mark>\'"'
 
 
@@ -25,8 +35,12 @@ def answer(think: str, code: str | None, *, shown: str | None = None) -> dict:
 
 ANSWERS = {
     "base": {"completion": "the the the", "think": "", "predicted": None},
-    "sft": answer("Findings: crushing chest pain; troponin 2.4. This suggests an infarction.", "I2109"),
-    "grpo": answer("Crushing chest pain, ST elevation in V1-V4; points to the anterior wall.", "I2102"),
+    "sft": answer(
+        "Findings: crushing chest pain; troponin 2.4. This suggests an infarction.", "I2109"
+    ),
+    "grpo": answer(
+        "Crushing chest pain, ST elevation in V1-V4; points to the anterior wall.", "I2102"
+    ),
 }
 
 
@@ -60,11 +74,17 @@ class Page(HTMLParser):
 def test_case_shows_note_reasoning_paths_rewards_and_notice():
     page = Page(explorer.case_html(CASE, ANSWERS))
     assert course.NOTICE in page.text
-    assert all(line in page.text for line in NOTE.splitlines() if "pain" not in line and "ST" not in line)
+    assert all(
+        line in page.text for line in NOTE.splitlines() if "pain" not in line and "ST" not in line
+    )
     assert [t for t in page.inside["b"] if t in ("Base", "SFT", "GRPO")] == ["Base", "SFT", "GRPO"]
-    assert "ST elevation in V1-V4" in page.inside["mark"], "what the focus model cites is marked in the note"
+    assert "ST elevation in V1-V4" in page.inside["mark"], (
+        "what the focus model cites is marked in the note"
+    )
     assert "edges from the truth" in page.text and "0 edges from the truth" in page.text
-    assert page.text.count("Diseases of the circulatory system") == 3, "the truth, SFT and GRPO as paths"
+    assert page.text.count("Diseases of the circulatory system") == 3, (
+        "the truth, SFT and GRPO as paths"
+    )
     assert page.text.count("I20-I25") == 3 and "no usable answer" in page.text
     assert "format" in page.text and "hierarchical" in page.text and "grounding" in page.text
     assert "+1.00" in page.inside["b"] and "-0.50" in page.inside["b"]
@@ -72,22 +92,47 @@ def test_case_shows_note_reasoning_paths_rewards_and_notice():
 
 def test_ticks_say_on_which_level_an_answer_leaves_the_truth():
     path = Page(explorer._path("I2109", "I2102")).text
-    assert [part[0] for part in path.replace("✓", "\n✓").replace("✗", "\n✗").split("\n")[1:]] == ["✓", "✓", "✓", "✗"]
+    assert [part[0] for part in path.replace("✓", "\n✓").replace("✗", "\n✗").split("\n")[1:]] == [
+        "✓",
+        "✓",
+        "✓",
+        "✗",
+    ]
     assert Page(explorer._path("J189", "I2102")).text.count("✗") == 4
-    assert Page(explorer._path("I10", "I10")).text.count("✓") == 3, "a category that is a code stands once"
-    assert "✗" in Page(explorer._path("I21", "I2102")).text, "the header of the right code is not the right code"
+    assert Page(explorer._path("I10", "I10")).text.count("✓") == 3, (
+        "a category that is a code stands once"
+    )
+    assert "✗" in Page(explorer._path("I21", "I2102")).text, (
+        "the header of the right code is not the right code"
+    )
 
 
 def test_it_is_static_html_without_scripts_or_links():
     page = Page(explorer.case_html(CASE, ANSWERS))
-    assert {tag for tag, _ in page.tags} <= {"div", "p", "b", "i", "br", "table", "tr", "td", "span", "mark", "ins"}
+    assert {tag for tag, _ in page.tags} <= {
+        "div",
+        "p",
+        "b",
+        "i",
+        "br",
+        "table",
+        "tr",
+        "td",
+        "span",
+        "mark",
+        "ins",
+    }
     assert all(set(attributes) <= {"style", "valign"} for _, attributes in page.tags)
 
 
 def test_without_styles_as_on_github_lines_and_cells_keep_their_order():
     html = explorer.case_html(CASE, ANSWERS)
-    assert "\n" not in html and html.count("<br>") >= NOTE.count("\n") + 6, "white-space: pre-wrap is dropped there"
-    assert all(attributes.get("valign") == "top" for tag, attributes in Page(html).tags if tag == "td")
+    assert "\n" not in html and html.count("<br>") >= NOTE.count("\n") + 6, (
+        "white-space: pre-wrap is dropped there"
+    )
+    assert all(
+        attributes.get("valign") == "top" for tag, attributes in Page(html).tags if tag == "td"
+    )
     bold = "".join(Page(html).inside["b"])
     assert "ST elevation in V1-V4" in bold, "a citation shows where <mark> is dropped"
 
@@ -102,8 +147,12 @@ def test_nothing_that_others_wrote_becomes_html(where):
         answers["grpo"] = answer("crushing chest pain", None, shown=HOSTILE)
     if where == "model":
         answers = {HOSTILE: ANSWERS["sft"]}
-    html = explorer.case_html(case, answers, missed=[HOSTILE, "diaphoresis"] if where == "missed" else (),
-                              heading=HOSTILE if where == "heading" else "")
+    html = explorer.case_html(
+        case,
+        answers,
+        missed=[HOSTILE, "diaphoresis"] if where == "missed" else (),
+        heading=HOSTILE if where == "heading" else "",
+    )
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "img"}
     assert all(set(attributes) <= {"style", "valign"} for _, attributes in page.tags)
@@ -112,15 +161,21 @@ def test_nothing_that_others_wrote_becomes_html(where):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(st.sampled_from("ab <>&\"'\n.;(["), max_size=80),
-       st.lists(st.text(st.sampled_from("ab <&.(["), max_size=6), max_size=5),
-       st.lists(st.text(st.sampled_from("ab <&."), max_size=6), max_size=5))
+@given(
+    st.text(st.sampled_from("ab <>&\"'\n.;(["), max_size=80),
+    st.lists(st.text(st.sampled_from("ab <&.(["), max_size=6), max_size=5),
+    st.lists(st.text(st.sampled_from("ab <&."), max_size=6), max_size=5),
+)
 def test_marking_changes_no_character_of_the_text(text, cited, missed):
     assert Page(explorer.mark(text, cited, missed)).text == text
 
 
 def test_cited_wins_over_missed_and_missed_is_named_in_the_legend():
-    page = Page(explorer.case_html(CASE, ANSWERS, missed=["father with MI at 52", "crushing chest pain", "not in the note"]))
+    page = Page(
+        explorer.case_html(
+            CASE, ANSWERS, missed=["father with MI at 52", "crushing chest pain", "not in the note"]
+        )
+    )
     assert page.inside["ins"] == ["mattered, not cited", "father with MI at 52"]
     assert "crushing chest pain" in page.inside["mark"]
     assert "ins" not in Page(explorer.case_html(CASE, ANSWERS)).inside
@@ -137,7 +192,11 @@ def test_cited_phrases_are_the_notes_own_words():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(NOTE.split() + ["no", "such", "word;", "(", "["]), max_size=40).map(" ".join))
+@given(
+    st.lists(st.sampled_from(NOTE.split() + ["no", "such", "word;", "(", "["]), max_size=40).map(
+        " ".join
+    )
+)
 def test_every_cited_phrase_stands_in_the_note(think):
     flat = " ".join(NOTE.lower().split())
     assert all(phrase in flat for phrase in explorer.cited_phrases(think, NOTE))
@@ -152,7 +211,9 @@ def test_focus_decides_whose_citations_are_marked_in_the_note():
 
 
 def test_a_baseline_without_text_and_a_code_of_no_release_are_shown_for_what_they_are():
-    page = Page(explorer.case_html(CASE, {"tfidf": {"completion": float("nan"), "predicted": "I2109"}}))
+    page = Page(
+        explorer.case_html(CASE, {"tfidf": {"completion": float("nan"), "predicted": "I2109"}})
+    )
     assert "(none)" in page.text and "(no text to reward)" in page.text and "nan" not in page.text
     page = Page(explorer.case_html(CASE, {"sft": answer("chest pain", None, shown="I21.01ZZ")}))
     assert "I21.01ZZ does not exist" in page.text
@@ -176,18 +237,39 @@ def hospital() -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     rng = np.random.default_rng(0)
     codes = ["I2101", "I2102", "I509", "J189", "J441", "A419", "S72001A", "I10"]
     code = rng.choice(codes, 80)
-    cases = pd.DataFrame({"subject_id": range(80), "hadm_id": 20_000_000 + np.arange(80), "note": NOTE, "code": code,
-                          "chapter": [icd.chapter(c) for c in code], "split": "test"})
+    cases = pd.DataFrame(
+        {
+            "subject_id": range(80),
+            "hadm_id": 20_000_000 + np.arange(80),
+            "note": NOTE,
+            "code": code,
+            "chapter": [icd.chapter(c) for c in code],
+            "split": "test",
+        }
+    )
     tables = {}
     for model, right in (("base", 0.0), ("sft", 0.5), ("grpo", 0.7)):
-        said = [c if rng.random() < right else str(rng.choice([*codes, ""])) or None for c in code] if right else [None] * 80
-        tables[model] = pd.DataFrame([{"hadm_id": 20_000_000 + i, "sample": s, **answer("chest pain", said[i], shown="x")}
-                                      for i in range(80) for s in (0, 1)])
+        said = (
+            [c if rng.random() < right else str(rng.choice([*codes, ""])) or None for c in code]
+            if right
+            else [None] * 80
+        )
+        tables[model] = pd.DataFrame(
+            [
+                {"hadm_id": 20_000_000 + i, "sample": s, **answer("chest pain", said[i], shown="x")}
+                for i in range(80)
+                for s in (0, 1)
+            ]
+        )
     return cases, tables
 
 
 def parts(box):
-    (model, chapter, kind), (back, page, count, forth), view = box.children[0].children, box.children[1].children, box.children[2]
+    (model, chapter, kind), (back, page, count, forth), view = (
+        box.children[0].children,
+        box.children[1].children,
+        box.children[2],
+    )
     return model, chapter, kind, back, page, count, forth, view
 
 
@@ -202,18 +284,27 @@ def test_explore_filters_by_model_chapter_and_kind(hospital):
             for number in (0, 9, 10):
                 model.value, kind.value, chapter.value = m, wanted, number
                 frame = outcomes[m]
-                keep = (frame["kind"] != "full") if wanted == "error" else (frame["kind"] == wanted) | (wanted == "any")
+                keep = (
+                    (frame["kind"] != "full")
+                    if wanted == "error"
+                    else (frame["kind"] == wanted) | (wanted == "any")
+                )
                 keep &= (frame["gold"].map(icd.chapter) == number) | (number == 0)
                 assert count.value == f"of {keep.sum()}"
                 if keep.sum():
-                    assert f"Admission {frame.loc[keep, 'hadm_id'].iloc[0]}: {plots.label(m)}" in view.value
+                    assert (
+                        f"Admission {frame.loc[keep, 'hadm_id'].iloc[0]}: {plots.label(m)}"
+                        in view.value
+                    )
                 else:
                     assert "No case fits" in view.value and course.NOTICE in view.value
 
 
 def test_explore_pages_and_stays_within_bounds(hospital):
     cases, tables = hospital
-    model, chapter, kind, back, page, count, forth, view = parts(explorer.explore(cases, tables, rewards=[]))
+    model, chapter, kind, back, page, count, forth, view = parts(
+        explorer.explore(cases, tables, rewards=[])
+    )
     first = view.value
     back.click()
     assert page.value == 1 and view.value == first
@@ -232,7 +323,9 @@ def test_explore_pages_and_stays_within_bounds(hospital):
 
 def test_explore_passes_on_what_was_missed_and_says_what_is_wrong(hospital):
     cases, tables = hospital
-    view = explorer.explore(cases, tables, missed={20_000_000: ["diaphoresis"]}, rewards=[]).children[-1]
+    view = explorer.explore(
+        cases, tables, missed={20_000_000: ["diaphoresis"]}, rewards=[]
+    ).children[-1]
     assert "mattered, not cited" in view.value and "diaphoresis" in Page(view.value).inside["ins"]
     with pytest.raises(ValueError, match="no predictions"):
         explorer.explore(cases, {})

@@ -40,15 +40,21 @@ class Scripted(torch.nn.Module):
 
     def generate(self, input_ids, num_return_sequences=1, **_):
         n = input_ids.shape[0] * num_return_sequences
-        return torch.cat([input_ids.repeat_interleave(num_return_sequences, 0), self.ids.expand(n, -1)], dim=1)
+        return torch.cat(
+            [input_ids.repeat_interleave(num_return_sequences, 0), self.ids.expand(n, -1)], dim=1
+        )
 
 
-def test_answers_come_back_in_the_order_of_the_cases_whatever_the_batches(loaded, cases: pd.DataFrame) -> None:
+def test_answers_come_back_in_the_order_of_the_cases_whatever_the_batches(
+    loaded, cases: pd.DataFrame
+) -> None:
     model, tokenizer = loaded
     one = inference.predict(model, tokenizer, cases, max_new_tokens=12, batch_size=1)
     many = inference.predict(model, tokenizer, cases, max_new_tokens=12, batch_size=5)
     assert list(one["hadm_id"]) == list(many["hadm_id"]) == list(cases["hadm_id"])
-    assert (one["completion"] == many["completion"]).mean() > 0.9, "padding must not change answers (but for ties in float)"
+    assert (one["completion"] == many["completion"]).mean() > 0.9, (
+        "padding must not change answers (but for ties in float)"
+    )
 
 
 def test_the_model_and_tokenizer_are_left_as_they_were(loaded, cases: pd.DataFrame) -> None:
@@ -65,7 +71,9 @@ def test_the_model_and_tokenizer_are_left_as_they_were(loaded, cases: pd.DataFra
 def test_several_samples_differ_and_are_numbered(loaded, cases: pd.DataFrame) -> None:
     model, tokenizer = loaded
     torch.manual_seed(0)
-    drawn = inference.predict(model, tokenizer, cases.head(3), samples=4, temperature=1.2, max_new_tokens=16, batch_size=2)
+    drawn = inference.predict(
+        model, tokenizer, cases.head(3), samples=4, temperature=1.2, max_new_tokens=16, batch_size=2
+    )
     assert len(drawn) == 12
     assert drawn.groupby("hadm_id")["sample"].apply(list).map(lambda s: s == [0, 1, 2, 3]).all()
     assert drawn.groupby("hadm_id")["completion"].nunique().max() > 1
@@ -98,11 +106,18 @@ inference.predict(*models.load("tiny"), cases, samples=2, temperature=1.0, seed=
 """
 
 
-def test_killed_between_batches_it_goes_on_and_ends_with_the_same_answers(loaded, cases: pd.DataFrame, tmp_path: Path) -> None:
+def test_killed_between_batches_it_goes_on_and_ends_with_the_same_answers(
+    loaded, cases: pd.DataFrame, tmp_path: Path
+) -> None:
     cases.to_parquet(tmp_path / "cases.parquet")
     kept = tmp_path / "parts"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "cases.parquet"), str(kept)], cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL and sorted(p.name for p in kept.iterdir()) == ["0.json", "3.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "cases.parquet"), str(kept)], cwd=ROOT
+    )
+    assert done.returncode == -signal.SIGKILL and sorted(p.name for p in kept.iterdir()) == [
+        "0.json",
+        "3.json",
+    ]
     (kept / ".6.json.99").write_text('{"rows": [')  # a batch whose writing was cut off
     asked = []
     model, tokenizer = loaded
@@ -114,7 +129,9 @@ def test_killed_between_batches_it_goes_on_and_ends_with_the_same_answers(loaded
     assert sum(asked) == len(cases) - 6, "what was kept was asked again"
     pd.testing.assert_frame_equal(again, inference.predict(model, tokenizer, cases, **options))
     others = cases.assign(hadm_id=cases["hadm_id"] + 1000)
-    assert list(inference.predict(model, tokenizer, others, keep=kept, **options)["hadm_id"].unique()) == [*others["hadm_id"]]
+    assert list(
+        inference.predict(model, tokenizer, others, keep=kept, **options)["hadm_id"].unique()
+    ) == [*others["hadm_id"]]
 
 
 def test_a_models_own_repetition_penalty_is_set_aside(loaded, cases: pd.DataFrame) -> None:
@@ -123,12 +140,20 @@ def test_a_models_own_repetition_penalty_is_set_aside(loaded, cases: pd.DataFram
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.generation_config, "repetition_penalty", 1.5)
         patch.setattr(model.generation_config, "no_repeat_ngram_size", 2)
-        pd.testing.assert_frame_equal(inference.predict(model, tokenizer, cases.head(2), max_new_tokens=24), plain)
+        pd.testing.assert_frame_equal(
+            inference.predict(model, tokenizer, cases.head(2), max_new_tokens=24), plain
+        )
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(),
-], ids=["cuda", "cpu", "python"])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
 def test_out_of_memory_says_what_to_lower(loaded, cases: pd.DataFrame, error: Exception) -> None:
     model, tokenizer = loaded
 
@@ -143,7 +168,9 @@ def test_out_of_memory_says_what_to_lower(loaded, cases: pd.DataFrame, error: Ex
             inference.predict(model, tokenizer, cases, batch_size=1)
 
 
-def test_memory_that_runs_out_before_the_first_batch_is_on_the_device_says_what_to_lower(loaded, cases: pd.DataFrame) -> None:
+def test_memory_that_runs_out_before_the_first_batch_is_on_the_device_says_what_to_lower(
+    loaded, cases: pd.DataFrame
+) -> None:
     model, tokenizer = loaded
 
     class Full:
@@ -157,7 +184,10 @@ def test_memory_that_runs_out_before_the_first_batch_is_on_the_device_says_what_
                 return tokenizer(*texts, **options)
             raise MemoryError
 
-    with pytest.raises(MemoryError, match="^4 prompts of many tokens with 1 answers each do not fit: set batch_size to 2"):
+    with pytest.raises(
+        MemoryError,
+        match="^4 prompts of many tokens with 1 answers each do not fit: set batch_size to 2",
+    ):
         inference.predict(model, Full(), cases, batch_size=4)
 
 
@@ -177,18 +207,28 @@ inference.predict(model, tokenizer, pd.DataFrame([case] * 256), batch_size=256, 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit of a process's memory that is kept to")
 def test_a_batch_too_large_for_the_memory_of_a_cpu_says_what_to_lower(root: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", CROWDED], cwd=root, capture_output=True, text=True, timeout=300)
-    assert "MemoryError: 256 prompts of" in done.stderr and "set batch_size to 128 (infer_batch_tokens" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", CROWDED], cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert (
+        "MemoryError: 256 prompts of" in done.stderr
+        and "set batch_size to 128 (infer_batch_tokens" in done.stderr
+    )
 
 
-@pytest.mark.parametrize(("answer", "expected"), [
-    ("Pain.\n</think>\n<diagnosis>I21.4</diagnosis>", "I214"),
-    ("Pain.\n</think>\n<diagnosis>i214</diagnosis>", "I214"),
-    ("Pain.\n</think>\n<diagnosis>I21.01ZZ</diagnosis>", None),
-    ("Pain.\n</think>\n<diagnosis>X99.99</diagnosis>", None),
-    ("pain, and more pain", None),
-])  # fmt: skip
-def test_only_codes_that_exist_are_predictions(loaded, cases: pd.DataFrame, answer: str, expected: str | None) -> None:
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Pain.\n</think>\n<diagnosis>I21.4</diagnosis>", "I214"),
+        ("Pain.\n</think>\n<diagnosis>i214</diagnosis>", "I214"),
+        ("Pain.\n</think>\n<diagnosis>I21.01ZZ</diagnosis>", None),
+        ("Pain.\n</think>\n<diagnosis>X99.99</diagnosis>", None),
+        ("pain, and more pain", None),
+    ],
+)
+def test_only_codes_that_exist_are_predictions(
+    loaded, cases: pd.DataFrame, answer: str, expected: str | None
+) -> None:
     _, tokenizer = loaded
     got = inference.predict(Scripted(tokenizer, answer), tokenizer, cases.head(2))
     assert [None if pd.isna(p) else p for p in got["predicted"]] == [expected] * 2
@@ -211,7 +251,9 @@ def test_the_trie_leaves_only_known_codes(loaded) -> None:
     for _ in range(40):
         ids = opening
         for _ in range(20):
-            ids = torch.cat([ids, trie(ids, torch.randn(1, len(tokenizer))).argmax(-1, keepdim=True)], dim=1)
+            ids = torch.cat(
+                [ids, trie(ids, torch.randn(1, len(tokenizer))).argmax(-1, keepdim=True)], dim=1
+            )
             if tokenizer.decode(ids[0]).endswith("</diagnosis>"):
                 break
         assert prompts.parse(tokenizer.decode(ids[0])).code in codes
@@ -233,14 +275,18 @@ def test_constrained_answers_of_the_real_model_are_valid(loaded, cases: pd.DataF
     assert got["predicted"].dropna().isin(codes).all()
 
 
-def test_every_batch_is_constrained_even_by_codes_that_come_once(loaded, cases: pd.DataFrame) -> None:
+def test_every_batch_is_constrained_even_by_codes_that_come_once(
+    loaded, cases: pd.DataFrame
+) -> None:
     _, tokenizer = loaded
     left = []
 
     class Constrained(Scripted):
         def generate(self, input_ids, logits_processor=(), **_):
             ids = torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], dim=1)
-            left.append(logits_processor(ids, torch.zeros(len(ids), len(tokenizer))).isfinite().sum(dim=1))
+            left.append(
+                logits_processor(ids, torch.zeros(len(ids), len(tokenizer))).isfinite().sum(dim=1)
+            )
             return ids
 
     codes = (code for code in ["I214", "I10"])
@@ -253,27 +299,55 @@ def test_what_context_or_embeddings_do_not_hold_is_told(loaded, cases: pd.DataFr
     from transformers import LlamaConfig, LlamaForCausalLM
 
     _, tokenizer = loaded
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
-    short = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=len(tokenizer), max_position_embeddings=128))
-    with pytest.raises(ValueError, match=r"prompt of \d+ tokens and 100 of an answer .* context of 128: set max_note_tokens"):
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    short = LlamaForCausalLM(
+        LlamaConfig(**shape, vocab_size=len(tokenizer), max_position_embeddings=128)
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"prompt of \d+ tokens and 100 of an answer .* context of 128: set max_note_tokens",
+    ):
         inference.predict(short, tokenizer, cases.head(2), max_new_tokens=100)
     small = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=100))
-    with pytest.raises(ValueError, match="has no embedding, there are 100: this tokenizer is not the model's"):
+    with pytest.raises(
+        ValueError, match="has no embedding, there are 100: this tokenizer is not the model's"
+    ):
         inference.predict(small, tokenizer, cases.head(2), max_new_tokens=2)
 
 
-def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(loaded, cases: pd.DataFrame) -> None:
+def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(
+    loaded, cases: pd.DataFrame
+) -> None:
     from transformers import GenerationConfig
 
     model, tokenizer = loaded
-    want = inference.predict(model, tokenizer, cases.head(3), max_new_tokens=12)["completion"].tolist()
+    want = inference.predict(model, tokenizer, cases.head(3), max_new_tokens=12)[
+        "completion"
+    ].tolist()
     plain = model.generation_config
     first = tokenizer(want[0], add_special_tokens=False)["input_ids"][0]
     model.generation_config = odd = GenerationConfig(
-        suppress_tokens=[first], bad_words_ids=[[first]], encoder_repetition_penalty=3.0, return_dict_in_generate=True,
-        prompt_lookup_num_tokens=3, num_beams=2, eos_token_id=plain.eos_token_id, pad_token_id=plain.pad_token_id)
+        suppress_tokens=[first],
+        bad_words_ids=[[first]],
+        encoder_repetition_penalty=3.0,
+        return_dict_in_generate=True,
+        prompt_lookup_num_tokens=3,
+        num_beams=2,
+        eos_token_id=plain.eos_token_id,
+        pad_token_id=plain.pad_token_id,
+    )
     try:
-        assert inference.predict(model, tokenizer, cases.head(3), max_new_tokens=12)["completion"].tolist() == want
+        assert (
+            inference.predict(model, tokenizer, cases.head(3), max_new_tokens=12)[
+                "completion"
+            ].tolist()
+            == want
+        )
         assert model.generation_config is odd
     finally:
         model.generation_config = plain
@@ -286,7 +360,9 @@ def test_bad_sizes_are_refused(loaded, cases: pd.DataFrame, wrong: dict) -> None
 
 
 @pytest.mark.parametrize("named", [None, [0], 0])
-def test_an_answer_ends_where_the_template_ends_a_turn_whatever_the_generation_config_names(named) -> None:
+def test_an_answer_ends_where_the_template_ends_a_turn_whatever_the_generation_config_names(
+    named,
+) -> None:
     """Fine-tunes of a base often name only the end of a text there: their answers ran on, and no code could be used."""
     tokenizer = models.load_tokenizer("tiny")
     end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -294,18 +370,32 @@ def test_an_answer_ends_where_the_template_ends_a_turn_whatever_the_generation_c
     assert set(prompts.ends(tokenizer, named)) == own | {end_of_turn}
     other = models.load_tokenizer("tiny")
     other.eos_token = "<|endoftext|>"  # of a base that was never told of turns
-    assert set(prompts.ends(other, named)) == own | {end_of_turn, tokenizer.convert_tokens_to_ids("<|endoftext|>")}
+    assert set(prompts.ends(other, named)) == own | {
+        end_of_turn,
+        tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+    }
 
 
 def test_what_a_prompt_file_opens_belongs_to_the_answer(loaded, cases: pd.DataFrame) -> None:
     _, tokenizer = loaded
 
     def ask(note: str) -> list[dict[str, str]]:
-        return [*prompts.messages(note), {"role": "assistant", "content": "<think>\nFever.\n</think>\n<diagnosis>"}]
+        return [
+            *prompts.messages(note),
+            {"role": "assistant", "content": "<think>\nFever.\n</think>\n<diagnosis>"},
+        ]
 
-    said = inference.predict(Scripted(tokenizer, "I21.4</diagnosis>"), tokenizer, cases.head(3), batch_size=2, to_messages=ask)
+    said = inference.predict(
+        Scripted(tokenizer, "I21.4</diagnosis>"),
+        tokenizer,
+        cases.head(3),
+        batch_size=2,
+        to_messages=ask,
+    )
     assert set(said["predicted"]) == {"I214"} and set(said["think"]) == {"Fever."}
-    assert set(said["completion"]) == {"Fever.\n</think>\n<diagnosis>I21.4</diagnosis>"}, "and it is well-formed as a whole"
+    assert set(said["completion"]) == {"Fever.\n</think>\n<diagnosis>I21.4</diagnosis>"}, (
+        "and it is well-formed as a whole"
+    )
 
 
 def test_the_trie_goes_on_from_what_was_opened(loaded) -> None:

@@ -96,20 +96,48 @@ class Hold(Hold):
 
 def launch(root: Path, name: str, config: str | Path = "configs/ddp.yaml") -> str:
     """`make launch` of a notebook, by the command that the Makefile gives; what it prints."""
-    make = ["make", "-n", "--no-print-directory", "-o", ".venv/ready", "launch", f"NB={name}", f"CONFIG={config}"]
+    make = [
+        "make",
+        "-n",
+        "--no-print-directory",
+        "-o",
+        ".venv/ready",
+        "launch",
+        f"NB={name}",
+        f"CONFIG={config}",
+    ]
     recipe = subprocess.run(make, cwd=small.ROOT, text=True, capture_output=True, check=True).stdout
     command = recipe.splitlines()[-1].split()
     assert command[0] == ".venv/bin/python", recipe
-    done = subprocess.run([sys.executable, *command[1:]], env=small.environment(root), cwd=small.ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    done = subprocess.run(
+        [sys.executable, *command[1:]],
+        env=small.environment(root),
+        cwd=small.ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def test_a_launch_that_cannot_be_says_what_is_missing() -> None:
-    for given, text in (({"CONFIG": "configs/none.yaml", "NB": "03_lora_sft"}, "configs/none.yaml: no such file.*ddp.yaml"),
-                        ({"CONFIG": "configs/ddp.yaml", "NB": "3_sft"}, "3_sft: no such notebook.*03_lora_sft")):  # fmt: skip
-        make = ["make", "--no-print-directory", "-o", ".venv/ready", "launch", *(f"{k}={v}" for k, v in given.items())]
+    for given, text in (
+        (
+            {"CONFIG": "configs/none.yaml", "NB": "03_lora_sft"},
+            "configs/none.yaml: no such file.*ddp.yaml",
+        ),
+        ({"CONFIG": "configs/ddp.yaml", "NB": "3_sft"}, "3_sft: no such notebook.*03_lora_sft"),
+    ):
+        make = [
+            "make",
+            "--no-print-directory",
+            "-o",
+            ".venv/ready",
+            "launch",
+            *(f"{k}={v}" for k, v in given.items()),
+        ]
         done = subprocess.run(make, cwd=small.ROOT, text=True, capture_output=True)
         assert done.returncode == 2 and re.search(text, done.stdout), done.stdout + done.stderr
 
@@ -128,10 +156,18 @@ def assert_written_once(root: Path, said: str, notebook: str, artefact: str) -> 
     """One process spoke and wrote; the artefact is whole, and up to date for whoever comes next on one process."""
     run = small.run_folder(root)
     assert len(re.findall(f"^{artefact}: making it", said, re.M)) == 1
-    assert said.count(course.NOTICE) == 1 and (run / "figures" / f"{notebook[:2]}_training.png").is_file()
-    assert not [p for p in run.iterdir() if p.name.startswith(f".{artefact}")] and not (run / ".work" / artefact).exists()
+    assert (
+        said.count(course.NOTICE) == 1
+        and (run / "figures" / f"{notebook[:2]}_training.png").is_file()
+    )
+    assert (
+        not [p for p in run.iterdir() if p.name.startswith(f".{artefact}")]
+        and not (run / ".work" / artefact).exists()
+    )
     again = small.course(root, "script", notebook)
-    assert f"{artefact}: " in again and "is up to date, loaded" in again and "making it" not in again
+    assert (
+        f"{artefact}: " in again and "is up to date, loaded" in again and "making it" not in again
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +175,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, cases, traces, and 03 such that one step is one epoch of six micro-batches."""
     root = tmp_path_factory.mktemp("launch") / "prepared"
     small.prepare(root)
-    small.copy_notebook(root, "03_lora_sft", settings={"steps": 5, "batch": 4, "accumulate": small.ROWS // 4},
-                        cuts={START: f"{START}; record(trainer)"}, extra=RECORD_SFT)
+    small.copy_notebook(
+        root,
+        "03_lora_sft",
+        settings={"steps": 5, "batch": 4, "accumulate": small.ROWS // 4},
+        cuts={START: f"{START}; record(trainer)"},
+        extra=RECORD_SFT,
+    )
     return root
 
 
@@ -153,22 +194,31 @@ def sft(prepared: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_sft_on_two_processes_sees_each_trace_once_an_epoch_and_ends_like_one(prepared: Path, sft: Path) -> None:
+def test_sft_on_two_processes_sees_each_trace_once_an_epoch_and_ends_like_one(
+    prepared: Path, sft: Path
+) -> None:
     root = moved(prepared, "sft-launched")
     said = launch(root, "03_lora_sft")
     processes = seen(root)
     assert len(processes) == 2
     for step in range(5):  # one epoch each
-        halves = [rows([record for record in records if record["step"] == step]) for records in processes]
+        halves = [
+            rows([record for record in records if record["step"] == step]) for records in processes
+        ]
         assert [half.total() for half in halves] == [small.ROWS // 2] * 2
         both = halves[0] + halves[1]
-        assert len(both) == small.ROWS and set(both.values()) == {1}, "a trace was seen twice in an epoch, or not at all"
+        assert len(both) == small.ROWS and set(both.values()) == {1}, (
+            "a trace was seen twice in an epoch, or not at all"
+        )
     assert rows(seen(sft)[0]) == rows(processes[0]) + rows(processes[1])
     assert_written_once(root, said, "03_lora_sft", "sft")
     # A step sums the same gradients in another order, so the last digits differ (4e-6 of the way was seen). Adam divides by
     # the size of a gradient, which lets rounding show where that is all but zero: hence not the last digit, but a thousandth.
     one, two = (small.weights(small.run_folder(r) / "sft") for r in (sft, root))
-    way = distance(one, {name: np.zeros_like(value) if "lora_B" in name else value for name, value in one.items()})
+    way = distance(
+        one,
+        {name: np.zeros_like(value) if "lora_B" in name else value for name, value in one.items()},
+    )
     assert distance(one, two) < 1e-3 * way
 
 
@@ -176,13 +226,29 @@ def test_sft_on_two_processes_sees_each_trace_once_an_epoch_and_ends_like_one(pr
 def test_a_launch_that_was_killed_goes_on_from_its_checkpoint(prepared: Path) -> None:
     whole, root = moved(prepared, "launched-whole"), moved(prepared, "launched-killed")
     for place in (whole, root):
-        small.copy_notebook(place, "03_lora_sft", settings={"steps": 8, "batch": 4, "accumulate": small.ROWS // 4})
+        small.copy_notebook(
+            place, "03_lora_sft", settings={"steps": 8, "batch": 4, "accumulate": small.ROWS // 4}
+        )
     launch(whole, "03_lora_sft")
     run = small.run_folder(root)
     (run / "hold").write_text("7")
-    command = ["accelerate.commands.launch", "--config_file", "configs/ddp.yaml", "-m", "helpers.course", "script", "03_lora_sft"]
-    child = subprocess.Popen([sys.executable, "-m", *command], env=small.environment(root), cwd=small.ROOT,
-                             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        "accelerate.commands.launch",
+        "--config_file",
+        "configs/ddp.yaml",
+        "-m",
+        "helpers.course",
+        "script",
+        "03_lora_sft",
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env=small.environment(root),
+        cwd=small.ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 300
     while not (run / "held").exists():
         assert child.poll() is None and time.monotonic() < deadline
@@ -200,12 +266,21 @@ def test_a_launch_that_was_killed_goes_on_from_its_checkpoint(prepared: Path) ->
 
 
 @pytest.mark.slow
-def test_weights_that_fsdp2_shards_are_gathered_when_they_are_saved(prepared: Path, sft: Path, tmp_path: Path) -> None:
+def test_weights_that_fsdp2_shards_are_gathered_when_they_are_saved(
+    prepared: Path, sft: Path, tmp_path: Path
+) -> None:
     config = yaml.safe_load((small.ROOT / "configs" / "fsdp2.yaml").read_text())
     place = tmp_path / "fsdp2.yaml"
-    place.write_text(yaml.safe_dump(config | {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}))
+    place.write_text(
+        yaml.safe_dump(config | {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"})
+    )
     root = moved(prepared, "sharded")
-    small.copy_notebook(root, "03_lora_sft", settings={"steps": 5, "batch": 4, "accumulate": small.ROWS // 4}, extra=SHARDED)
+    small.copy_notebook(
+        root,
+        "03_lora_sft",
+        settings={"steps": 5, "batch": 4, "accumulate": small.ROWS // 4},
+        extra=SHARDED,
+    )
     small.copy_notebook(root, "04_qlora_grpo", settings={"four_bit": False}, extra=SHARDED)
     for notebook, artefact in (("03_lora_sft", "sft"), ("04_qlora_grpo", "grpo")):
         said = launch(root, notebook, place)
@@ -214,33 +289,52 @@ def test_weights_that_fsdp2_shards_are_gathered_when_they_are_saved(prepared: Pa
         flag.unlink()
         assert_written_once(root, said, notebook, artefact)
     one, two = (small.weights(small.run_folder(r) / "sft") for r in (sft, root))
-    way = distance(one, {name: np.zeros_like(value) if "lora_B" in name else value for name, value in one.items()})
+    way = distance(
+        one,
+        {name: np.zeros_like(value) if "lora_B" in name else value for name, value in one.items()},
+    )
     assert distance(one, two) < 1e-3 * way
-    assert {name: value.shape for name, value in small.weights(small.run_folder(root) / "grpo").items()} == {
-        name: value.shape for name, value in two.items()}
+    assert {
+        name: value.shape for name, value in small.weights(small.run_folder(root) / "grpo").items()
+    } == {name: value.shape for name, value in two.items()}
 
 
 @pytest.mark.slow
-def test_grpo_on_two_processes_sees_each_prompt_once_an_epoch_and_ends_within_noise(sft: Path) -> None:
+def test_grpo_on_two_processes_sees_each_prompt_once_an_epoch_and_ends_within_noise(
+    sft: Path,
+) -> None:
     roots = {}
     for name, seed in (("launched", 0), ("one", 1), ("other", 2)):
         roots[name] = moved(sft, f"grpo-{name}")
         for old in small.run_folder(roots[name]).glob("seen-*.jsonl"):
             old.unlink()
         small.copy_notebook(
-            roots[name], "04_qlora_grpo", extra=RECORD_GRPO, cuts={
+            roots[name],
+            "04_qlora_grpo",
+            extra=RECORD_GRPO,
+            cuts={
                 "watched, few_notes = ": "train = train.head(8)\nwatched, few_notes = ",
                 # Other roll-outs of the same prompts; the processes of a launch draw from seeds of their own anyway.
-                START: f"{START}; torch.manual_seed({seed} + int(os.environ.get('RANK', 0)))"},
-            settings={"steps": 8, "rewards": ["vowel_reward", "recorded_reward"], "weights": [1.0, 0.0]})
+                START: f"{START}; torch.manual_seed({seed} + int(os.environ.get('RANK', 0)))",
+            },
+            settings={
+                "steps": 8,
+                "rewards": ["vowel_reward", "recorded_reward"],
+                "weights": [1.0, 0.0],
+            },
+        )
     said = launch(roots["launched"], "04_qlora_grpo")
     for name in ("one", "other"):
         small.course(roots[name], "script", "04_qlora_grpo")
     processes = seen(roots["launched"])
     assert len(processes) == 2
     for epoch in ((0, 1), (2, 3), (4, 5), (6, 7)):  # 8 prompts, 4 a step
-        both = sum((rows([r for r in records if r["step"] in epoch]) for records in processes), Counter())
-        assert len(both) == 8 and set(both.values()) == {2}, "each prompt once an epoch, with its group of two roll-outs"
+        both = sum(
+            (rows([r for r in records if r["step"] in epoch]) for records in processes), Counter()
+        )
+        assert len(both) == 8 and set(both.values()) == {2}, (
+            "each prompt once an epoch, with its group of two roll-outs"
+        )
     assert rows(seen(roots["one"])[0]) == rows(processes[0]) + rows(processes[1])
     assert_written_once(roots["launched"], said, "04_qlora_grpo", "grpo")
     # The roll-outs are other ones, so the adapters differ; not by more than two runs on one process with other draws do.
@@ -254,13 +348,26 @@ def test_every_configuration_is_one_that_accelerate_reads(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     text = path.read_text()
-    assert load_config_from_file(str(path)).num_processes == yaml.safe_load(text)["num_processes"] > 1
+    assert (
+        load_config_from_file(str(path)).num_processes == yaml.safe_load(text)["num_processes"] > 1
+    )
     assert ("NOT RUN" in text.splitlines()[0]) != (path.stem == "ddp")
 
 
-@pytest.mark.parametrize(("processes", "batch", "accumulate", "each"), [
-    (1, 16, 1, (16, 1)), (2, 16, 1, (8, 1)), (4, 2, 8, (2, 2)), (4, 2, 16, (2, 4)), (3, 4, 6, (4, 2)), (8, 2, 4, (1, 1))])
-def test_the_processes_share_the_rows_of_a_step(monkeypatch, processes: int, batch: int, accumulate: int, each: tuple) -> None:
+@pytest.mark.parametrize(
+    ("processes", "batch", "accumulate", "each"),
+    [
+        (1, 16, 1, (16, 1)),
+        (2, 16, 1, (8, 1)),
+        (4, 2, 8, (2, 2)),
+        (4, 2, 16, (2, 4)),
+        (3, 4, 6, (4, 2)),
+        (8, 2, 4, (1, 1)),
+    ],
+)
+def test_the_processes_share_the_rows_of_a_step(
+    monkeypatch, processes: int, batch: int, accumulate: int, each: tuple
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     assert course.per_device(batch, accumulate) == each
     with pytest.raises(ValueError, match="11 rows per step cannot be shared among 7 processes"):
@@ -272,12 +379,19 @@ def test_a_script_shows_what_a_cell_says_and_where_it_failed(places: Path) -> No
     import nbformat
 
     def write(*cells: str) -> None:
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (course.SETUP_CELL, *cells)])
+        nb = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in (course.SETUP_CELL, *cells)]
+        )
         nbformat.write(nb, places / "notebooks" / "00_start_here.ipynb")
 
     def script(**env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "helpers.course", "script", "00_start_here"], env={**os.environ, **env},
-                              cwd=small.ROOT, text=True, capture_output=True)
+        return subprocess.run(
+            [sys.executable, "-m", "helpers.course", "script", "00_start_here"],
+            env={**os.environ, **env},
+            cwd=small.ROOT,
+            text=True,
+            capture_output=True,
+        )
 
     write("# nothing", "import os\n6 * 7\nos.environ['MPLBACKEND'] + '!'", "profile.name")
     done = script()
@@ -286,4 +400,8 @@ def test_a_script_shows_what_a_cell_says_and_where_it_failed(places: Path) -> No
     assert script(RANK="1").stdout == ""
     write("x = 1\ny = x / 0")
     failed = script()
-    assert failed.returncode == 1 and '"00_start_here, cell 2", line 2' in failed.stderr and "y = x / 0" in failed.stderr
+    assert (
+        failed.returncode == 1
+        and '"00_start_here, cell 2", line 2' in failed.stderr
+        and "y = x / 0" in failed.stderr
+    )

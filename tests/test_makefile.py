@@ -38,14 +38,28 @@ def test_make_touches_nothing_outside_and_hands_paths_over_whole(
         (tmp_path / word / "thesis.txt").write_text("years")
     kept = sorted(tmp_path.glob("*/thesis.txt"))
     record = tmp_path / "record.txt"
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
+    }
     done = subprocess.run(
-        ["make", target], cwd=here, capture_output=True, text=True, env=env | {"STUB_RECORD": str(record)}
+        ["make", target],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        env=env | {"STUB_RECORD": str(record)},
     )
     assert done.returncode == 0, done.stderr
     assert kept and sorted(tmp_path.glob("*/thesis.txt")) == kept
     if target.startswith("test"):
         build = here / "build" / "test"
-        paths = [here / "tests" / "offline", build / "runs", build / "synthetic", build / "sockets.txt"]
+        paths = [
+            here / "tests" / "offline",
+            build / "runs",
+            build / "synthetic",
+            build / "sockets.txt",
+        ]
         guarded = [line for line in record.read_text().splitlines() if not line.startswith("|||")]
-        assert guarded and set(guarded) <= {"|".join(map(str, paths)), env.get("PYTHONPATH", "") + "|||"}
+        assert guarded and set(guarded) <= {
+            "|".join(map(str, paths)),
+            env.get("PYTHONPATH", "") + "|||",
+        }

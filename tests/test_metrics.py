@@ -20,11 +20,48 @@ from sklearn import metrics as sk
 
 from helpers import icd, metrics
 
-GOLD = ["I21.01", "I21.02", "I21.4", "I50.21", "J18.9", "J18.9", "A41.9", "S72.001A", "H65.00", "C50.911"]
-PREDICTED = ["I21.01", "I21.01", "I21.4", "I50.9", "J18.9", "A41.9", "A41.9", "S72.001D", "H54.0", None]
-CODES = [*GOLD, *PREDICTED[:-1], "I10", "I22.0", "J18.1", "B34.9", "D49.9", "D50.0", "H59.0", "H60.0", "T07.XXXA", "K99.9"]
+GOLD = [
+    "I21.01",
+    "I21.02",
+    "I21.4",
+    "I50.21",
+    "J18.9",
+    "J18.9",
+    "A41.9",
+    "S72.001A",
+    "H65.00",
+    "C50.911",
+]
+PREDICTED = [
+    "I21.01",
+    "I21.01",
+    "I21.4",
+    "I50.9",
+    "J18.9",
+    "A41.9",
+    "A41.9",
+    "S72.001D",
+    "H54.0",
+    None,
+]
+CODES = [
+    *GOLD,
+    *PREDICTED[:-1],
+    "I10",
+    "I22.0",
+    "J18.1",
+    "B34.9",
+    "D49.9",
+    "D50.0",
+    "H59.0",
+    "H60.0",
+    "T07.XXXA",
+    "K99.9",
+]
 LIBRARY = [c for c in cm.get_all_codes(False) if len(c) > 4 and "-" not in c]
-PAIRS = st.lists(st.tuples(st.sampled_from(CODES), st.sampled_from(CODES) | st.none()), min_size=1, max_size=40)
+PAIRS = st.lists(
+    st.tuples(st.sampled_from(CODES), st.sampled_from(CODES) | st.none()), min_size=1, max_size=40
+)
 
 
 def quick(gold: list, predicted: list, **keywords: object) -> dict:
@@ -38,19 +75,32 @@ def at(level: str, codes: list) -> list:
 
 # ---- point estimates -------------------------------------------------------------------------------------------------
 
+
 def test_known_vector() -> None:
     r = metrics.report(GOLD, PREDICTED)
-    expected = {"chapter": (0.7, 0.5556, 0.4167, 6, 8), "category": (0.7, 0.6190, 0.4815, 7, 9),
-                "full": (0.4, 0.3333, 0.2308, 9, 13)}
+    expected = {
+        "chapter": (0.7, 0.5556, 0.4167, 6, 8),
+        "category": (0.7, 0.6190, 0.4815, 7, 9),
+        "full": (0.4, 0.3333, 0.2308, 9, 13),
+    }
     for level, values in expected.items():
-        found = [r[level][key] for key in ("accuracy", "f1_gold", "f1_union", "n_classes", "n_classes_union")]
+        found = [
+            r[level][key]
+            for key in ("accuracy", "f1_gold", "f1_union", "n_classes", "n_classes_union")
+        ]
         assert found == pytest.approx(values, abs=5e-5)
         for value, interval in (("f1_gold", "ci"), ("accuracy", "accuracy_ci")):
             low, high = r[level][interval]
             assert 0 <= low <= r[level][value] <= high <= 1
-    assert (r["hp"], r["hr"], r["hf"], r["usable"], r["n"]) == pytest.approx((18 / 27, 18 / 30, 0.6316, 0.9, 10), abs=5e-5)
+    assert (r["hp"], r["hr"], r["hf"], r["usable"], r["n"]) == pytest.approx(
+        (18 / 27, 18 / 30, 0.6316, 0.9, 10), abs=5e-5
+    )
     assert r["tree_distance"] == pytest.approx(sum([0, 2, 0, 3, 0, 8, 0, 2, 9]) / 9)
-    assert r["full"]["median_support"] == 1 and r["full"]["f1_min10"] is None and r["full"]["n_classes_min10"] == 0
+    assert (
+        r["full"]["median_support"] == 1
+        and r["full"]["f1_min10"] is None
+        and r["full"]["n_classes_min10"] == 0
+    )
     json.dumps(r, allow_nan=False)
 
 
@@ -64,9 +114,13 @@ def test_agrees_with_scikit_learn(pairs: list) -> None:
         own, keywords = r[level], {"zero_division": 0}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert own["f1_gold"] == pytest.approx(sk.f1_score(g, p, labels=sorted(set(g)), average="macro", **keywords))
+            assert own["f1_gold"] == pytest.approx(
+                sk.f1_score(g, p, labels=sorted(set(g)), average="macro", **keywords)
+            )
             assert own["f1_union"] == pytest.approx(sk.f1_score(g, p, average="macro", **keywords))
-            assert own["weighted_f1"] == pytest.approx(sk.f1_score(g, p, average="weighted", **keywords))
+            assert own["weighted_f1"] == pytest.approx(
+                sk.f1_score(g, p, average="weighted", **keywords)
+            )
             assert own["accuracy"] == pytest.approx(sk.accuracy_score(g, p))
             rows = metrics.per_class(gold, predicted, level)
             labels = [str(row["class"]) for row in rows]
@@ -78,18 +132,30 @@ def test_agrees_with_scikit_learn(pairs: list) -> None:
 @settings(max_examples=60, deadline=None)
 @given(PAIRS)
 def test_agrees_with_hiclass(pairs: list) -> None:
-    from hiclass.metrics import f1, precision, recall  # labels need a prefix for each level, or equal names collapse
+    from hiclass.metrics import (
+        f1,
+        precision,
+        recall,
+    )  # labels need a prefix for each level, or equal names collapse
 
     answered = [(g, p) for g, p in pairs if p is not None]
     if not answered:
         return
-    g, p = (np.array([[f"{level}:{x}" for level, x in zip(metrics.LEVELS, row, strict=True)]
-                      for row in zip(*(at(level, codes) for level in metrics.LEVELS), strict=True)])
-            for codes in zip(*answered, strict=True))
+    g, p = (
+        np.array(
+            [
+                [f"{level}:{x}" for level, x in zip(metrics.LEVELS, row, strict=True)]
+                for row in zip(*(at(level, codes) for level in metrics.LEVELS), strict=True)
+            ]
+        )
+        for codes in zip(*answered, strict=True)
+    )
     r = quick(*zip(*answered, strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert (r["hp"], r["hr"], r["hf"]) == pytest.approx((precision(g, p), recall(g, p), f1(g, p)))
+        assert (r["hp"], r["hr"], r["hf"]) == pytest.approx(
+            (precision(g, p), recall(g, p), f1(g, p))
+        )
 
 
 @settings(max_examples=100, deadline=None)
@@ -98,7 +164,9 @@ def test_identities(pairs: list, random: object) -> None:
     gold, predicted = map(list, zip(*pairs, strict=True))
     r = quick(gold, predicted, train_codes=gold)
     accuracy = [r[level]["accuracy"] for level in metrics.LEVELS]
-    assert r["hr"] == pytest.approx(np.mean(accuracy)) and accuracy == sorted(accuracy, reverse=True)
+    assert r["hr"] == pytest.approx(np.mean(accuracy)) and accuracy == sorted(
+        accuracy, reverse=True
+    )
     assert r["usable"] < 1 or r["hp"] == pytest.approx(r["hr"])
     assert r["hf"] == pytest.approx(2 * r["hp"] * r["hr"] / (r["hp"] + r["hr"]) if r["hr"] else 0)
     for level in metrics.LEVELS:
@@ -109,7 +177,9 @@ def test_identities(pairs: list, random: object) -> None:
     assert (r["tree_distance"] == 0) == (r["usable"] > 0 and r["full"]["accuracy"] == r["usable"])
     random.shuffle(pairs)  # type: ignore[attr-defined]
     shuffled = quick(*map(list, zip(*pairs, strict=True)), train_codes=gold)
-    assert all(shuffled[level] == r[level] for level in metrics.LEVELS)  # the order of the cases does not matter
+    assert all(
+        shuffled[level] == r[level] for level in metrics.LEVELS
+    )  # the order of the cases does not matter
 
 
 def test_perfect_and_hopeless() -> None:
@@ -128,49 +198,83 @@ def test_perfect_and_hopeless() -> None:
     json.dumps(r, allow_nan=False)
 
 
-@pytest.mark.parametrize("junk", [None, math.nan, "", "NIL", "Sepsis", "410.71", 7, "I10 and J18.9", pd.NA])
+@pytest.mark.parametrize(
+    "junk", [None, math.nan, "", "NIL", "Sepsis", "410.71", 7, "I10 and J18.9", pd.NA]
+)
 def test_an_unusable_answer_is_nil_at_every_level(junk: object) -> None:
     assert quick(GOLD, [*PREDICTED[:-1], junk]) == quick(GOLD, PREDICTED)
 
 
 def test_codes_count_by_shape_however_written() -> None:
-    assert quick(["i21.01", "K99.9", "I2101ZZ"], [" I2101 ", "k999", "I21.01ZZ"])["full"]["accuracy"] == 1
-    assert quick(["I21.01"], ["I21"])["category"]["accuracy"] == 1 and quick(["I21.01"], ["I21"])["full"]["accuracy"] == 0
+    assert (
+        quick(["i21.01", "K99.9", "I2101ZZ"], [" I2101 ", "k999", "I21.01ZZ"])["full"]["accuracy"]
+        == 1
+    )
+    assert (
+        quick(["I21.01"], ["I21"])["category"]["accuracy"] == 1
+        and quick(["I21.01"], ["I21"])["full"]["accuracy"] == 0
+    )
     frame = pd.DataFrame({"gold": GOLD, "predicted": PREDICTED})
-    assert quick(frame.gold, frame.predicted) == quick(np.array(GOLD), PREDICTED) == quick(tuple(GOLD), iter(PREDICTED))
+    assert (
+        quick(frame.gold, frame.predicted)
+        == quick(np.array(GOLD), PREDICTED)
+        == quick(tuple(GOLD), iter(PREDICTED))
+    )
 
 
 def test_f1_seen_and_min10() -> None:
     gold = ["I10"] * 10 + ["J18.9"] * 9 + ["A41.9"]
     r = metrics.report(gold, ["I10"] * 20, train_codes=["J18.9", "A41.9"])["full"]
     assert r["f1_min10"] == pytest.approx(20 / 30) and r["n_classes_min10"] == 1
-    assert r["f1_seen"] == 0 and r["n_classes_seen"] == 2 and r["coverage"] == pytest.approx(1 / 3) and r["median_support"] == 9
+    assert (
+        r["f1_seen"] == 0
+        and r["n_classes_seen"] == 2
+        and r["coverage"] == pytest.approx(1 / 3)
+        and r["median_support"] == 9
+    )
     assert metrics.report(gold, gold, train_codes=[])["full"]["f1_seen"] is None
 
 
 def test_head_middle_tail() -> None:
     train = ["I10"] * 50 + ["J18.9"] * 20 + ["I21.01", "I21.02"] * 10 + ["A41.9"] * 10
     gold = ["I10", "I10", "J18.9", "I21.01", "I21.02", "A41.9", "Z00.00"]
-    bands = metrics.head_middle_tail(gold, ["I10", None, "I10", "I21.01", "I21.01", "A41.9", "Z00.00"], train)
+    bands = metrics.head_middle_tail(
+        gold, ["I10", None, "I10", "I21.01", "I21.01", "A41.9", "Z00.00"], train
+    )
     assert list(bands) == ["head", "middle", "tail", "unseen"]
-    assert [(v["n_classes"], v["n_cases"]) for v in bands.values()] == [(1, 2), (1, 1), (3, 3), (1, 1)]
+    assert [(v["n_classes"], v["n_cases"]) for v in bands.values()] == [
+        (1, 2),
+        (1, 1),
+        (3, 3),
+        (1, 1),
+    ]
     assert [v["f1_gold"] for v in bands.values()] == pytest.approx([0.5, 0, (2 / 3 + 0 + 1) / 3, 1])
     assert [v["accuracy"] for v in bands.values()] == pytest.approx([0.5, 0, 2 / 3, 1])
     r = quick(gold, gold)["full"]  # bands partition the gold classes
     assert sum(v["n_classes"] for v in bands.values()) == r["n_classes"]
     chapters = metrics.head_middle_tail(gold, gold, train, level="chapter", n_boot=50)
-    assert chapters["head"]["n_cases"] == 4 and chapters["unseen"]["n_classes"] == 1 and chapters["middle"]["f1_gold"] is None
+    assert (
+        chapters["head"]["n_cases"] == 4
+        and chapters["unseen"]["n_classes"] == 1
+        and chapters["middle"]["f1_gold"] is None
+    )
     assert metrics.head_middle_tail(gold, gold, [])["unseen"]["n_cases"] == 7
 
 
 # ---- intervals and tests ---------------------------------------------------------------------------------------------
 
-def hospital(rng: np.random.Generator, patients: int, codes: list[str], skill: np.ndarray) -> tuple[list, list, np.ndarray]:
+
+def hospital(
+    rng: np.random.Generator, patients: int, codes: list[str], skill: np.ndarray
+) -> tuple[list, list, np.ndarray]:
     """Cases of a long-tailed hospital: patients come back, often with the same code; wrong answers are other codes."""
     share = 1 / np.arange(1, len(codes) + 1)
     share /= share.sum()
     unit = np.repeat(np.arange(patients), 1 + rng.poisson(0.5, patients))
-    usual, other = rng.choice(len(codes), patients, p=share), rng.choice(len(codes), len(unit), p=share)
+    usual, other = (
+        rng.choice(len(codes), patients, p=share),
+        rng.choice(len(codes), len(unit), p=share),
+    )
     gold = np.where(rng.random(len(unit)) < 0.4, usual[unit], other)
     right = rng.random(len(unit)) < skill[gold]
     predicted = np.where(right, gold, rng.choice(len(codes), len(unit), p=share))
@@ -184,7 +288,11 @@ def test_coverage_of_the_intervals() -> None:
     skill = rng.beta(3, 2, len(codes))
     draws = [hospital(rng, 400, codes, skill) for _ in range(500)]
     scores = [quick(g, p) for g, p, _ in draws]
-    keys = [(level, *names) for level in metrics.LEVELS for names in (("f1_gold", "ci"), ("accuracy", "accuracy_ci"))]
+    keys = [
+        (level, *names)
+        for level in metrics.LEVELS
+        for names in (("f1_gold", "ci"), ("accuracy", "accuracy_ci"))
+    ]
     truth = {key: np.mean([s[key[0]][key[1]] for s in scores]) for key in keys}
     hits = dict.fromkeys(keys, 0)
     for g, p, unit in draws[:200]:
@@ -205,18 +313,32 @@ def test_p_values_under_the_null_and_power() -> None:
         b = [g if rng.random() < 0.6 else codes[rng.integers(len(codes))] for g in gold]
         c = [g if rng.random() < 0.6 else codes[rng.integers(len(codes))] for g in gold]
         p_values.append(metrics.compare(gold, b, c, patients=unit, n_boot=200)["full"]["p"])
-        found += metrics.compare(gold, b, [g if rng.random() < 0.85 else x for g, x in zip(gold, b, strict=True)],
-                                 patients=unit, n_boot=200)["full"]["p"] < 0.05
+        found += (
+            metrics.compare(
+                gold,
+                b,
+                [g if rng.random() < 0.85 else x for g, x in zip(gold, b, strict=True)],
+                patients=unit,
+                n_boot=200,
+            )["full"]["p"]
+            < 0.05
+        )
     assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.10
     assert 0.35 <= np.mean(p_values) <= 0.65 and found == 150
 
 
 def test_patients_who_come_back_widen_the_interval() -> None:
     gold = GOLD * 40
-    right = np.repeat(np.random.default_rng(0).random(40) < 0.5, 10)  # a patient is read well or badly as a whole
+    right = np.repeat(
+        np.random.default_rng(0).random(40) < 0.5, 10
+    )  # a patient is read well or badly as a whole
     predicted = [g if ok else "Z99.89" for g, ok in zip(gold, right, strict=True)]
     alone = np.diff(metrics.report(gold, predicted)["full"]["accuracy_ci"])
-    together = np.diff(metrics.report(gold, predicted, patients=np.repeat(np.arange(40), 10))["full"]["accuracy_ci"])
+    together = np.diff(
+        metrics.report(gold, predicted, patients=np.repeat(np.arange(40), 10))["full"][
+            "accuracy_ci"
+        ]
+    )
     assert together > 2 * alone
 
 
@@ -241,7 +363,10 @@ def test_the_engine_agrees_with_a_plain_loop() -> None:
     for weights in halves:
         keep = weights[unit] > 0
         labels = set(g[keep])
-        f1 = [sk.f1_score(g[keep], p[keep], labels=sorted(x), average="macro", zero_division=0) for x in (labels, labels & often)]
+        f1 = [
+            sk.f1_score(g[keep], p[keep], labels=sorted(x), average="macro", zero_division=0)
+            for x in (labels, labels & often)
+        ]
         slow.append([*f1, (g[keep] == p[keep]).mean()])
     centred = np.array(slow).T - np.mean(slow, axis=0)[:, None]
     assert fast == pytest.approx(centred * math.sqrt(30 / 31), abs=1e-6)
@@ -252,16 +377,25 @@ def test_the_engine_agrees_with_a_plain_loop() -> None:
 def test_compare_is_antisymmetric(pairs: list, seed: int) -> None:
     gold, predicted = map(list, zip(*pairs, strict=True))
     other = predicted[::-1]
-    forth, back = (metrics.compare(gold, *m, n_boot=50, seed=seed) for m in ((predicted, other), (other, predicted)))
+    forth, back = (
+        metrics.compare(gold, *m, n_boot=50, seed=seed)
+        for m in ((predicted, other), (other, predicted))
+    )
     a, b = quick(gold, predicted), quick(gold, other)
     same = metrics.compare(gold, predicted, predicted, n_boot=50)
     for level in metrics.LEVELS:
         f, r = forth[level], back[level]
-        assert f["f1_gold"] == pytest.approx(b[level]["f1_gold"] - a[level]["f1_gold"]) == -r["f1_gold"]
+        assert (
+            f["f1_gold"]
+            == pytest.approx(b[level]["f1_gold"] - a[level]["f1_gold"])
+            == -r["f1_gold"]
+        )
         assert f["accuracy"] == pytest.approx(b[level]["accuracy"] - a[level]["accuracy"])
         assert same[level]["f1_gold"] == 0 and same[level]["mcnemar_p"] == 1
         if len(gold) > 1:
-            assert f["ci"] == pytest.approx([-r["ci"][1], -r["ci"][0]], abs=1e-5) and f["p"] == r["p"]
+            assert (
+                f["ci"] == pytest.approx([-r["ci"][1], -r["ci"][0]], abs=1e-5) and f["p"] == r["p"]
+            )
             assert same[level]["ci"] == [0, 0] and same[level]["p"] == 1
             assert 0 < f["p"] <= 1
         assert f["mcnemar_p"] == r["mcnemar_p"]
@@ -270,10 +404,15 @@ def test_compare_is_antisymmetric(pairs: list, seed: int) -> None:
 
 def test_same_seed_same_numbers() -> None:
     assert metrics.report(GOLD, PREDICTED, seed=1) == metrics.report(GOLD, PREDICTED, seed=1)
-    assert metrics.report(GOLD, PREDICTED, seed=1)["full"]["ci"] != metrics.report(GOLD, PREDICTED, seed=2)["full"]["ci"]
+    assert (
+        metrics.report(GOLD, PREDICTED, seed=1)["full"]["ci"]
+        != metrics.report(GOLD, PREDICTED, seed=2)["full"]["ci"]
+    )
 
 
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (3, 11), (30, 12), (200, 260)])
+@pytest.mark.parametrize(
+    ("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (3, 11), (30, 12), (200, 260)]
+)
 def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
     from scipy.stats import binomtest
 
@@ -285,7 +424,12 @@ def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
 
 # ---- several samples for each case -----------------------------------------------------------------------------------
 
-SAMPLES = [["I21.01", "i2101", "I21.02", None], [None, "NIL", None, None], ["J18.9", "A41.9", "A41.9", "J18.9"], ["I10"] * 4]
+SAMPLES = [
+    ["I21.01", "i2101", "I21.02", None],
+    [None, "NIL", None, None],
+    ["J18.9", "A41.9", "A41.9", "J18.9"],
+    ["I10"] * 4,
+]
 
 
 def test_votes_and_agreement() -> None:
@@ -295,7 +439,10 @@ def test_votes_and_agreement() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=6), min_size=1, max_size=5), st.integers(1, 4))
+@given(
+    st.lists(st.lists(st.booleans(), min_size=4, max_size=6), min_size=1, max_size=5),
+    st.integers(1, 4),
+)
 def test_pass_at_k_is_the_mean_over_all_subsets(hits: list, k: int) -> None:
     samples = [["I10" if hit else "J18.9" for hit in case] for case in hits]
     by_hand = np.mean([np.mean([any(x) for x in itertools.combinations(case, k)]) for case in hits])
@@ -321,32 +468,39 @@ def test_reliability() -> None:
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: metrics.report(GOLD, PREDICTED[:-1]), "unequal lengths"),
-    (lambda: metrics.report(GOLD, PREDICTED, patients=[1, 2]), "unequal lengths"),
-    (lambda: metrics.report([], []), "no cases"),
-    (lambda: metrics.report(["I10", None], ["I10", "I10"]), "gold, row 1"),
-    (lambda: metrics.report([math.nan], ["I10"]), "gold, row 0"),
-    (lambda: metrics.report(["Sepsis"], ["I10"]), "'Sepsis' is not"),
-    (lambda: metrics.report("I10", ["I10"]), "one string"),
-    (lambda: metrics.report(["I10"], "I10"), "one string"),
-    (lambda: metrics.report(["I10"], ["I10"], patients=[None]), "patients, row 0"),
-    (lambda: metrics.report(["I10"], ["I10"], patients=[math.nan]), "patients, row 0"),
-    (lambda: metrics.report(["I10"], ["I10"], patients=pd.array([pd.NA], "Int64")), "patients, row 0"),
-    (lambda: metrics.report(["I10"], ["I10"], train_codes=["x"]), "train_codes, row 0"),
-    (lambda: metrics.report(["I10"], ["I10"], n_boot=-1), "n_boot"),
-    (lambda: metrics.compare(GOLD, PREDICTED, PREDICTED[1:]), "'b': 9"),
-    (lambda: metrics.per_class(GOLD, PREDICTED, "block"), "level 'block'"),
-    (lambda: metrics.pass_at_k(["I10"], [["I10"]], 2), "case 0 has 1"),
-    (lambda: metrics.pass_at_k(["I10"], [["I10"]], 0), "case 0 has 1"),
-    (lambda: metrics.pass_at_k(["I10"], [["I10"], ["I10"]], 1), "unequal lengths"),
-    (lambda: metrics.majority_vote([["I10"], []]), "case 1"),
-    (lambda: metrics.majority_vote(["I10"]), "one string"),
-    (lambda: metrics.reliability([0.5, math.nan], [True, True]), "row 1"),
-    (lambda: metrics.reliability([1.5], [True]), "row 0"),
-    (lambda: metrics.reliability([], []), "no cases"),
-    (lambda: metrics.mcnemar([True], []), "unequal lengths"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.report(GOLD, PREDICTED[:-1]), "unequal lengths"),
+        (lambda: metrics.report(GOLD, PREDICTED, patients=[1, 2]), "unequal lengths"),
+        (lambda: metrics.report([], []), "no cases"),
+        (lambda: metrics.report(["I10", None], ["I10", "I10"]), "gold, row 1"),
+        (lambda: metrics.report([math.nan], ["I10"]), "gold, row 0"),
+        (lambda: metrics.report(["Sepsis"], ["I10"]), "'Sepsis' is not"),
+        (lambda: metrics.report("I10", ["I10"]), "one string"),
+        (lambda: metrics.report(["I10"], "I10"), "one string"),
+        (lambda: metrics.report(["I10"], ["I10"], patients=[None]), "patients, row 0"),
+        (lambda: metrics.report(["I10"], ["I10"], patients=[math.nan]), "patients, row 0"),
+        (
+            lambda: metrics.report(["I10"], ["I10"], patients=pd.array([pd.NA], "Int64")),
+            "patients, row 0",
+        ),
+        (lambda: metrics.report(["I10"], ["I10"], train_codes=["x"]), "train_codes, row 0"),
+        (lambda: metrics.report(["I10"], ["I10"], n_boot=-1), "n_boot"),
+        (lambda: metrics.compare(GOLD, PREDICTED, PREDICTED[1:]), "'b': 9"),
+        (lambda: metrics.per_class(GOLD, PREDICTED, "block"), "level 'block'"),
+        (lambda: metrics.pass_at_k(["I10"], [["I10"]], 2), "case 0 has 1"),
+        (lambda: metrics.pass_at_k(["I10"], [["I10"]], 0), "case 0 has 1"),
+        (lambda: metrics.pass_at_k(["I10"], [["I10"], ["I10"]], 1), "unequal lengths"),
+        (lambda: metrics.majority_vote([["I10"], []]), "case 1"),
+        (lambda: metrics.majority_vote(["I10"]), "one string"),
+        (lambda: metrics.reliability([0.5, math.nan], [True, True]), "row 1"),
+        (lambda: metrics.reliability([1.5], [True]), "row 0"),
+        (lambda: metrics.reliability([], []), "no cases"),
+        (lambda: metrics.mcnemar([True], []), "unequal lengths"),
+    ],
+)
 def test_bad_input_gets_a_clear_error(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
@@ -359,9 +513,16 @@ def test_one_patient_has_no_interval() -> None:
     assert c["ci"] == [None, None] and c["p"] is None
 
 
-CASES = pd.DataFrame({"hadm_id": [3, 1, 2], "subject_id": [30, 10, 10], "code": ["I10", "J189", "A419"]})
-ANSWERS = pd.DataFrame({"hadm_id": [1, 2, 3, 3, 2, 1], "sample": [1, 0, 1, 0, 1, 0],
-                        "predicted": ["J189", None, "I2101", "I10", "A419", "J181"]})
+CASES = pd.DataFrame(
+    {"hadm_id": [3, 1, 2], "subject_id": [30, 10, 10], "code": ["I10", "J189", "A419"]}
+)
+ANSWERS = pd.DataFrame(
+    {
+        "hadm_id": [1, 2, 3, 3, 2, 1],
+        "sample": [1, 0, 1, 0, 1, 0],
+        "predicted": ["J189", None, "I2101", "I10", "A419", "J181"],
+    }
+)
 
 
 def test_align() -> None:
@@ -372,21 +533,27 @@ def test_align() -> None:
     assert metrics.align(CASES, one)[1] == [["I10"], ["J181"], [None]]
 
 
-@pytest.mark.parametrize(("cases", "answers", "message"), [
-    (CASES.drop(columns="code"), ANSWERS, "cases: a column"),
-    (CASES, ANSWERS.drop(columns="predicted"), "predictions: a column"),
-    (pd.concat([CASES, CASES]), ANSWERS, "occur twice"),
-    (CASES, pd.concat([ANSWERS, ANSWERS]), "6 rows of predictions repeat hadm_id and sample"),
-    (CASES, ANSWERS.drop(columns="sample"), "repeat hadm_id"),
-    (CASES[:2], ANSWERS, "2 predictions are for admissions that are not in cases"),
-    (CASES, ANSWERS[ANSWERS.hadm_id != 2], "1 cases have no prediction, first hadm_id 2"),
-])  # fmt: skip
-def test_align_refuses_what_does_not_match(cases: pd.DataFrame, answers: pd.DataFrame, message: str) -> None:
+@pytest.mark.parametrize(
+    ("cases", "answers", "message"),
+    [
+        (CASES.drop(columns="code"), ANSWERS, "cases: a column"),
+        (CASES, ANSWERS.drop(columns="predicted"), "predictions: a column"),
+        (pd.concat([CASES, CASES]), ANSWERS, "occur twice"),
+        (CASES, pd.concat([ANSWERS, ANSWERS]), "6 rows of predictions repeat hadm_id and sample"),
+        (CASES, ANSWERS.drop(columns="sample"), "repeat hadm_id"),
+        (CASES[:2], ANSWERS, "2 predictions are for admissions that are not in cases"),
+        (CASES, ANSWERS[ANSWERS.hadm_id != 2], "1 cases have no prediction, first hadm_id 2"),
+    ],
+)
+def test_align_refuses_what_does_not_match(
+    cases: pd.DataFrame, answers: pd.DataFrame, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.align(cases, answers)
 
 
 # ---- speed and weight ------------------------------------------------------------------------------------------------
+
 
 def test_a_thousand_resamples_in_two_seconds() -> None:
     rng = np.random.default_rng(0)
@@ -399,6 +566,8 @@ def test_a_thousand_resamples_in_two_seconds() -> None:
 
 
 def test_no_torch() -> None:
-    code = ("import sys; from helpers import metrics; metrics.report(['I10'], ['I10']);"
-            "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)")
+    code = (
+        "import sys; from helpers import metrics; metrics.report(['I10'], ['I10']);"
+        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -39,8 +39,21 @@ def reasons(cases: pd.DataFrame, part: str) -> int:
 
 def test_table_and_funnel(tmp_path: Path, hospital) -> None:
     cases = build(tmp_path, hospital)
-    assert list(cases) == ["subject_id", "hadm_id", "note", "code", "category", "chapter", "split", "seen_in_train", "note_words"]
-    assert [str(cases[c].dtype) for c in ("subject_id", "hadm_id", "chapter", "seen_in_train", "note_words")] == [
+    assert list(cases) == [
+        "subject_id",
+        "hadm_id",
+        "note",
+        "code",
+        "category",
+        "chapter",
+        "split",
+        "seen_in_train",
+        "note_words",
+    ]
+    assert [
+        str(cases[c].dtype)
+        for c in ("subject_id", "hadm_id", "chapter", "seen_in_train", "note_words")
+    ] == [
         "int64",
         "int64",
         "int64",
@@ -49,25 +62,46 @@ def test_table_and_funnel(tmp_path: Path, hospital) -> None:
     ]
     n = len(hospital["hosp/admissions"])
     assert len(cases) == n and cases["hadm_id"].is_unique
-    assert list(cases.attrs["funnel"].values()) == [n] * 9 and not any(cases.attrs["skipped"].values())
+    assert list(cases.attrs["funnel"].values()) == [n] * 9 and not any(
+        cases.attrs["skipped"].values()
+    )
     gold = {row[1]: row[3] for row in hospital["hosp/diagnoses_icd"] if row[2] == 1}
     assert dict(zip(cases["hadm_id"], cases["code"], strict=True)) == gold
-    assert (cases["category"] == cases["code"].str[:3]).all() and set(cases["split"]) == {"train", "val", "test"}
-    assert not cases["note"].str.contains("later").any() and (cases["note_words"] == cases["note"].str.split().str.len()).all()
+    assert (cases["category"] == cases["code"].str[:3]).all() and set(cases["split"]) == {
+        "train",
+        "val",
+        "test",
+    }
+    assert (
+        not cases["note"].str.contains("later").any()
+        and (cases["note_words"] == cases["note"].str.split().str.len()).all()
+    )
 
 
 def test_plain_files_command_line_and_metadata(tmp_path: Path, hospital) -> None:
-    data, out = fixture.write_folder(tmp_path / "d", hospital, zipped=False), tmp_path / "new" / "cases.parquet"
-    done = subprocess.run([sys.executable, "-m", "helpers.mimic", data, out], cwd=ROOT, capture_output=True, text=True)
+    data, out = (
+        fixture.write_folder(tmp_path / "d", hospital, zipped=False),
+        tmp_path / "new" / "cases.parquet",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.mimic", data, out], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     cases = mimic.build_cases(data)
     pd.testing.assert_frame_equal(pd.read_parquet(out), cases)
     assert mimic.read_funnel(out) == cases.attrs["funnel"] and str(len(cases)) in done.stdout
     assert [p.name for p in out.parent.iterdir()] == ["cases.parquet"]
     failed = subprocess.run(
-        [sys.executable, "-m", "helpers.mimic", tmp_path / "nowhere", out], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "helpers.mimic", tmp_path / "nowhere", out],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
-    assert failed.returncode == 1 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
+    assert (
+        failed.returncode == 1
+        and failed.stderr.startswith("error: ")
+        and "Traceback" not in failed.stderr
+    )
 
 
 def test_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path, hospital) -> None:
@@ -79,7 +113,11 @@ def test_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path, hospital) ->
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match="truncated"):
         mimic.write_cases(bad, out)
-    assert out.read_bytes() == before and {p.name for p in tmp_path.iterdir()} == {"cases.parquet", "good", "bad"}
+    assert out.read_bytes() == before and {p.name for p in tmp_path.iterdir()} == {
+        "cases.parquet",
+        "good",
+        "bad",
+    }
 
 
 def test_many_processes_give_the_same_table(tmp_path: Path, hospital) -> None:
@@ -146,7 +184,9 @@ def test_filters(tmp_path: Path, hospital) -> None:
 
 def test_near_duplicates_of_a_patient(tmp_path: Path, hospital) -> None:
     rows = hospital["note/discharge"]
-    pairs = list({a[1]: (a, b) for a, b in zip(rows, rows[1:], strict=False) if a[1] == b[1]}.values())[1:3]
+    pairs = list(
+        {a[1]: (a, b) for a, b in zip(rows, rows[1:], strict=False) if a[1] == b[1]}.values()
+    )[1:3]
     for a, b in pairs:
         b[7] = a[7].replace("In the ED,", "In the ED, suddenly")
     elsewhere = rows[-1]
@@ -170,7 +210,9 @@ def test_first_note_of_an_admission_wherever_it_stands(tmp_path: Path, hospital)
     assert reasons(cases, "further note") == 2 and reasons(cases, "addendum") == 1
 
 
-def test_of_several_notes_an_empty_one_does_not_cost_the_admission(tmp_path: Path, hospital) -> None:
+def test_of_several_notes_an_empty_one_does_not_cost_the_admission(
+    tmp_path: Path, hospital
+) -> None:
     rows = hospital["note/discharge"]
     row = rows[5]
     rows.insert(0, [row[0] + "b", *row[1:4], 0, *row[5:7], "Brief Hospital Course:\nlater\n"])
@@ -189,7 +231,9 @@ def test_the_audit_reads_the_note_that_the_case_was_made_of(tmp_path: Path, hosp
 # --- split ------------------------------------------------------------------------------------------------------------
 
 
-def test_split_is_by_patient_and_does_not_depend_on_the_order_of_rows(tmp_path: Path, hospital) -> None:
+def test_split_is_by_patient_and_does_not_depend_on_the_order_of_rows(
+    tmp_path: Path, hospital
+) -> None:
     cases = build(tmp_path, hospital)
     assert (cases.groupby("subject_id")["split"].nunique() == 1).all()
     rng = random.Random(3)
@@ -207,12 +251,17 @@ def test_seen_in_train(tmp_path: Path, hospital) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from("ABCDE")), min_size=1, max_size=120), st.integers(0, 5))
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from("ABCDE")), min_size=1, max_size=120),
+    st.integers(0, 5),
+)
 def test_split_properties(rows: list[tuple[int, str]], seed: int) -> None:
     subjects, categories = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
     found = mimic.split_patients(subjects, categories, seed=seed)
     order = np.random.default_rng(0).permutation(len(rows))
-    assert (mimic.split_patients(subjects[order], categories[order], seed=seed) == found[order]).all()
+    assert (
+        mimic.split_patients(subjects[order], categories[order], seed=seed) == found[order]
+    ).all()
     assert all(len(set(found[subjects == s])) == 1 for s in set(subjects.tolist()))
     biggest = max(np.bincount(subjects))
     for name, share in zip(mimic.SPLITS, (0.7, 0.1, 0.2), strict=True):
@@ -221,13 +270,17 @@ def test_split_properties(rows: list[tuple[int, str]], seed: int) -> None:
 
 def test_split_is_stratified_and_rare_codes_reach_the_test_set() -> None:
     rng = np.random.default_rng(0)
-    categories = np.array(["big"] * 600 + ["middle"] * 100 + [f"rare{i}" for i in range(1000)], dtype=object)
+    categories = np.array(
+        ["big"] * 600 + ["middle"] * 100 + [f"rare{i}" for i in range(1000)], dtype=object
+    )
     found = mimic.split_patients(rng.permutation(len(categories)), categories)
     for name, share in zip(mimic.SPLITS, (0.7, 0.1, 0.2), strict=True):
         assert (found[:600] == name).mean() == pytest.approx(share, abs=0.005)
         assert (found[600:700] == name).mean() == pytest.approx(share, abs=0.03)
         assert (found[700:] == name).mean() == pytest.approx(share, abs=0.01)
-    seeds = [mimic.split_patients(np.arange(3), np.array(["a", "b", "c"]), seed=s)[0] for s in range(400)]
+    seeds = [
+        mimic.split_patients(np.arange(3), np.array(["a", "b", "c"]), seed=s)[0] for s in range(400)
+    ]
     assert seeds.count("test") / 400 == pytest.approx(0.2, abs=0.07)
 
 
@@ -245,7 +298,9 @@ TABLES = list(fixture.COLUMNS)
 @pytest.mark.parametrize("table", TABLES)
 def test_missing_file(tmp_path: Path, hospital, table: str) -> None:
     del hospital[table]
-    with pytest.raises(FileNotFoundError, match=rf"{table}\.csv or .*is missing.*See data/README.md"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"{table}\.csv or .*is missing.*See data/README.md"
+    ):
         build(tmp_path, hospital)
 
 
@@ -263,12 +318,17 @@ def test_folder_one_level_off(tmp_path: Path, hospital) -> None:
 def test_renamed_column(tmp_path: Path, hospital, table: str) -> None:
     data = fixture.write_folder(tmp_path / "d", hospital)
     columns = [
-        "HADM" if c == "hadm_id" else "version" if c == "icd_version" and table == "hosp/d_icd_diagnoses" else c
+        "HADM"
+        if c == "hadm_id"
+        else "version"
+        if c == "icd_version" and table == "hosp/d_icd_diagnoses"
+        else c
         for c in fixture.COLUMNS[table]
     ]
     fixture.write_table(data, table, hospital[table], columns=columns)
     with pytest.raises(
-        ValueError, match=rf"{table}\.csv\.gz: column '(hadm_id|icd_version)' is missing \(found: .*\). See data/README.md"
+        ValueError,
+        match=rf"{table}\.csv\.gz: column '(hadm_id|icd_version)' is missing \(found: .*\). See data/README.md",
     ):
         mimic.build_cases(data)
 
@@ -277,12 +337,19 @@ def test_columns_in_another_order_and_more_of_them(tmp_path: Path, hospital) -> 
     data = fixture.write_folder(tmp_path / "d", hospital)
     cases = mimic.build_cases(data)
     for table, columns in fixture.COLUMNS.items():
-        fixture.write_table(data, table, [[*row[::-1], "x"] for row in hospital[table]], columns=[*columns[::-1], "extra"])
+        fixture.write_table(
+            data,
+            table,
+            [[*row[::-1], "x"] for row in hospital[table]],
+            columns=[*columns[::-1], "extra"],
+        )
     pd.testing.assert_frame_equal(cases, mimic.build_cases(data))
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_half_an_unpacked_file_does_not_stand_in_for_the_whole_download(tmp_path: Path, hospital, table: str) -> None:
+def test_half_an_unpacked_file_does_not_stand_in_for_the_whole_download(
+    tmp_path: Path, hospital, table: str
+) -> None:
     data = fixture.write_folder(tmp_path / "d", hospital)
     whole = mimic.build_cases(data)
     plain = gzip.decompress((data / f"{table}.csv.gz").read_bytes())
@@ -291,7 +358,9 @@ def test_half_an_unpacked_file_does_not_stand_in_for_the_whole_download(tmp_path
 
 
 @pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no gzip", "empty", "empty plain", "header only"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "no gzip", "empty", "empty plain", "header only"]
+)
 def test_damaged_file(tmp_path: Path, hospital, table: str, damage: str) -> None:
     data = fixture.write_folder(tmp_path / "d", hospital)
     path = data / f"{table}.csv.gz"
@@ -315,7 +384,9 @@ def test_damaged_file(tmp_path: Path, hospital, table: str, damage: str) -> None
         "no gzip": "no gzip file",
         "header only": "no records",
     }
-    with pytest.raises(ValueError, match=rf"{table}\.csv.*{message.get(damage, 'is empty')}.*See data/README.md"):
+    with pytest.raises(
+        ValueError, match=rf"{table}\.csv.*{message.get(damage, 'is empty')}.*See data/README.md"
+    ):
         mimic.build_cases(data)
 
 
@@ -324,7 +395,9 @@ def rewrite(data: Path, change) -> None:
     path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()))))
 
 
-def test_a_note_that_a_stray_quote_ends_early_is_not_taken_for_whole(tmp_path: Path, hospital) -> None:
+def test_a_note_that_a_stray_quote_ends_early_is_not_taken_for_whole(
+    tmp_path: Path, hospital
+) -> None:
     folder = fixture.write_folder(tmp_path / "data", hospital, zipped=False)
     path = folder / "note" / "discharge.csv"
     whole = mimic.build_cases(folder)
@@ -345,7 +418,10 @@ def test_an_output_that_is_a_folder_is_refused_before_any_work(tmp_path: Path, h
 
 
 def test_what_a_killed_run_left_behind_is_cleared_away(tmp_path: Path, hospital) -> None:
-    folder, out = fixture.write_folder(tmp_path / "data", hospital), tmp_path / "out" / "cases.parquet"
+    folder, out = (
+        fixture.write_folder(tmp_path / "data", hospital),
+        tmp_path / "out" / "cases.parquet",
+    )
     for name, age in (("old", 7200), ("of-another-process", 60)):
         left = out.parent / f".cases.parquet.{name}" / "notes.parquet"
         left.parent.mkdir(parents=True)
@@ -353,7 +429,10 @@ def test_what_a_killed_run_left_behind_is_cleared_away(tmp_path: Path, hospital)
         for path in (left, left.parent):
             os.utime(path, (time.time() - age,) * 2)
     mimic.write_cases(folder, out)
-    assert sorted(path.name for path in out.parent.iterdir()) == [".cases.parquet.of-another-process", "cases.parquet"]
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        ".cases.parquet.of-another-process",
+        "cases.parquet",
+    ]
 
 
 def test_broken_quoting_costs_the_note_not_the_file(tmp_path: Path, hospital) -> None:
@@ -361,9 +440,14 @@ def test_broken_quoting_costs_the_note_not_the_file(tmp_path: Path, hospital) ->
     whole = mimic.build_cases(data)
     rewrite(data, lambda raw: raw.replace(b"Chief Complaint:", b'Chief "Complaint", so called:', 1))
     cases = mimic.build_cases(data)
-    assert len(cases) == len(whole) - 1 and reasons(cases, "cannot be read (the first near line") == 1
+    assert (
+        len(cases) == len(whole) - 1 and reasons(cases, "cannot be read (the first near line") == 1
+    )
     columns = ["hadm_id", "note", "code"]
-    pd.testing.assert_frame_equal(cases[columns], whole[whole["hadm_id"].isin(cases["hadm_id"])][columns].reset_index(drop=True))
+    pd.testing.assert_frame_equal(
+        cases[columns],
+        whole[whole["hadm_id"].isin(cases["hadm_id"])][columns].reset_index(drop=True),
+    )
 
 
 def test_quote_that_never_closes(tmp_path: Path, hospital) -> None:
@@ -379,7 +463,8 @@ def test_broken_throughout(tmp_path: Path, hospital) -> None:
     data = fixture.write_folder(tmp_path / "d", hospital)
     rewrite(data, lambda raw: raw.replace(b"Chief", b'"Chief"'))
     with pytest.raises(
-        ValueError, match=r"note/discharge\.csv\.gz: \d+ of \d+ records cannot be read; the first near line \d+, broken quoting"
+        ValueError,
+        match=r"note/discharge\.csv\.gz: \d+ of \d+ records cannot be read; the first near line \d+, broken quoting",
     ):
         mimic.build_cases(data)
 
@@ -392,7 +477,9 @@ def test_wrong_encoding(tmp_path: Path, hospital) -> None:
     assert mimic.build_cases(data)["note"].str.contains("°C").sum() == 1
     rewrite(data, lambda raw: raw.decode().encode("latin-1"))
     cases = mimic.build_cases(data)
-    assert reasons(cases, "not UTF-8") == 1 and hospital["note/discharge"][3][2] not in set(cases["hadm_id"])
+    assert reasons(cases, "not UTF-8") == 1 and hospital["note/discharge"][3][2] not in set(
+        cases["hadm_id"]
+    )
     rewrite(data, lambda raw: raw.replace(b"patient", b"pati\xe9nt"))
     with pytest.raises(ValueError, match="not UTF-8.*iconv"):
         mimic.build_cases(data)
@@ -433,18 +520,28 @@ def test_ids_that_do_not_join(tmp_path: Path, hospital) -> None:
 
 def test_duplicate_keys(tmp_path: Path, hospital) -> None:
     principal = [row for row in hospital["hosp/diagnoses_icd"] if row[2] == 1]
-    hospital["hosp/diagnoses_icd"] += [list(principal[0]), [*principal[1][:3], "Z515", 10], [*principal[1][:3], "Z515", 10]]
+    hospital["hosp/diagnoses_icd"] += [
+        list(principal[0]),
+        [*principal[1][:3], "Z515", 10],
+        [*principal[1][:3], "Z515", 10],
+    ]
     hospital["hosp/admissions"].append(hospital["hosp/admissions"][0])
     hospital["note/discharge"].append(hospital["note/discharge"][4])
     cases = build(tmp_path, hospital)
     assert len(principal) - len(cases) == 1 and principal[1][1] not in set(cases["hadm_id"])
-    assert reasons(cases, "stands twice") == 2 and reasons(cases, "two different") == 1 and reasons(cases, "further note") == 1
+    assert (
+        reasons(cases, "stands twice") == 2
+        and reasons(cases, "two different") == 1
+        and reasons(cases, "further note") == 1
+    )
 
 
 def test_nothing_left(tmp_path: Path, hospital) -> None:
     for row in hospital["note/discharge"]:
         row[7] = "Discharge Diagnosis:\nlater\n"
-    with pytest.raises(ValueError, match=r"no case is left \(admissions \d+.*admission note not empty 0"):
+    with pytest.raises(
+        ValueError, match=r"no case is left \(admissions \d+.*admission note not empty 0"
+    ):
         build(tmp_path, hospital)
     for row in hospital["hosp/diagnoses_icd"]:
         row[4] = 9
@@ -470,7 +567,9 @@ def test_field_size_limit_is_put_back(tmp_path: Path, hospital) -> None:
 def test_summaries_of_given_admissions(tmp_path: Path, hospital) -> None:
     data = fixture.write_folder(tmp_path / "d", hospital)
     wanted = [row[2] for row in hospital["note/discharge"][3:6]]
-    assert dict(mimic.texts(data, wanted)) == {row[2]: row[7] for row in hospital["note/discharge"][3:6]}
+    assert dict(mimic.texts(data, wanted)) == {
+        row[2]: row[7] for row in hospital["note/discharge"][3:6]
+    }
 
 
 def test_processes_need_no_main_guard_in_the_readers_script(tmp_path: Path) -> None:
@@ -482,8 +581,12 @@ def test_processes_need_no_main_guard_in_the_readers_script(tmp_path: Path) -> N
 
     hospital = synthetic.write_hospital(tmp_path / "hospital", admissions=300, seed=2)
     script = tmp_path / "plain.py"
-    script.write_text(f"from helpers import mimic\nprint(len(mimic.build_cases({str(hospital)!r}, workers=2, chunk=20)))\n")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240)
+    script.write_text(
+        f"from helpers import mimic\nprint(len(mimic.build_cases({str(hospital)!r}, workers=2, chunk=20)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(mimic.build_cases(hospital, workers=1))
 
@@ -492,7 +595,9 @@ def test_errors_name_the_fault_they_met(tmp_path: Path, hospital) -> None:
     rows = [row for row in hospital["hosp/diagnoses_icd"] if row[2] == 1]
     for row in rows:
         row[4] = "ten"
-    with pytest.raises(ValueError, match=rf"joins hosp/admissions \({len(rows)} x .*icd_version cannot be read\)"):
+    with pytest.raises(
+        ValueError, match=rf"joins hosp/admissions \({len(rows)} x .*icd_version cannot be read\)"
+    ):
         build(tmp_path, hospital)
     for row in rows:
         row[4] = "10 CM"

@@ -140,24 +140,45 @@ def test_line_ends_and_white_space(end: str) -> None:
 
 @pytest.mark.parametrize("change", [str.upper, str.lower, str.swapcase])
 def test_case_of_the_headings_does_not_matter(change) -> None:
-    text = "\n".join(change(line) if line.rstrip().endswith(":") else line for line in SUMMARY.split("\n"))
+    text = "\n".join(
+        change(line) if line.rstrip().endswith(":") else line for line in SUMMARY.split("\n")
+    )
     note = notes.admission_note(text)
     assert note.lower() == notes.admission_note(SUMMARY).lower()
 
 
 def test_headings_without_colon() -> None:
-    text = "\n".join(line.rstrip(" :") if line.rstrip().endswith(":") else line for line in SUMMARY.split("\n"))
+    text = "\n".join(
+        line.rstrip(" :") if line.rstrip().endswith(":") else line for line in SUMMARY.split("\n")
+    )
     note = notes.admission_note(text)
     assert "LATER" not in note
-    assert [line.split(":")[0] for line in note.split("\n")] == ["CC", "HPI", "PMH", "MEDS", "ALLERGIES", "FAMILY", "EXAM"]
+    assert [line.split(":")[0] for line in note.split("\n")] == [
+        "CC",
+        "HPI",
+        "PMH",
+        "MEDS",
+        "ALLERGIES",
+        "FAMILY",
+        "EXAM",
+    ]
 
 
-@pytest.mark.parametrize("mark", ["**{}**", "=== {} ===", "# {}", "<{}>", "- {}", "\t{}", "1. {}", "[{}]", "•\u00a0{}"])
+@pytest.mark.parametrize(
+    "mark", ["**{}**", "=== {} ===", "# {}", "<{}>", "- {}", "\t{}", "1. {}", "[{}]", "•\u00a0{}"]
+)
 def test_decorated_headings(mark: str) -> None:
-    text = "\n".join(mark.format(line.strip()) if line.rstrip().endswith(":") else line for line in SUMMARY.split("\n"))
+    text = "\n".join(
+        mark.format(line.strip()) if line.rstrip().endswith(":") else line
+        for line in SUMMARY.split("\n")
+    )
     note = notes.admission_note(text)
     assert "LATER" not in note
-    assert note.startswith("CC: Chest pain\nHPI: ___ year old") and "crackles" in note and "Aspirin" in note
+    assert (
+        note.startswith("CC: Chest pain\nHPI: ___ year old")
+        and "crackles" in note
+        and "Aspirin" in note
+    )
 
 
 # --- the ten failures of the usual regular expressions ----------------------------------------------------------------
@@ -256,11 +277,15 @@ def test_3_discharge_exam_however_marked(heading: str, inline: bool, gap: str) -
     ],
 )
 def test_3_discharge_exam_without_any_punctuation(line: str) -> None:
-    assert "LATER" not in notes.admission_note(f"CC: pain\n\nPhysical Exam:\nVS 98\ntender belly.\n{line}\nLATER more\n")
+    assert "LATER" not in notes.admission_note(
+        f"CC: pain\n\nPhysical Exam:\nVS 98\ntender belly.\n{line}\nLATER more\n"
+    )
 
 
 def test_3_discharge_exam_on_the_line_of_the_admission_exam() -> None:
-    note = notes.admission_note("CC: pain\nPhysical Exam: Admission: VS 98, tender. Discharge: LATER soft.\nLATER\n")
+    note = notes.admission_note(
+        "CC: pain\nPhysical Exam: Admission: VS 98, tender. Discharge: LATER soft.\nLATER\n"
+    )
     assert note == "CC: pain\nEXAM: VS 98, tender."
 
 
@@ -270,7 +295,9 @@ def test_3_unmarked_second_exam() -> None:
         "GENERAL: LATER well\nHEENT: LATER\n"
     )
     assert notes.sections(text)["exam"] == "VS: 98\nGENERAL: ill\nHEENT: dry"
-    again = "CC: pain\n\nPhysical Exam:\ntender\n\nPertinent Results:\nLATER\n\nPhysical Exam:\nLATER\n"
+    again = (
+        "CC: pain\n\nPhysical Exam:\ntender\n\nPertinent Results:\nLATER\n\nPhysical Exam:\nLATER\n"
+    )
     assert "LATER" not in notes.admission_note(again)
 
 
@@ -309,14 +336,22 @@ def test_6_abbreviations() -> None:
         "CC: pain\nHPI: since today\nPMH: CAD PSH: appendectomy\nMEDS: aspirin\nALLERGIES: NKDA\n"
         "SOCIAL: smoker\nFAMILY: MI\nEXAM: tender"
     )
-    assert notes.admission_note(text.lower().replace("later", "LATER")).lower() == notes.admission_note(text).lower()
+    assert (
+        notes.admission_note(text.lower().replace("later", "LATER")).lower()
+        == notes.admission_note(text).lower()
+    )
     bare = text.replace(": ", "\n\n", 1).replace(": ", "\n").replace("\n", "\n\n")
-    assert notes.admission_note(bare.replace("LABS\n", "LABS:\n")).startswith("CC: pain\nHPI: since today\nPMH: CAD")
+    assert notes.admission_note(bare.replace("LABS\n", "LABS:\n")).startswith(
+        "CC: pain\nHPI: since today\nPMH: CAD"
+    )
 
 
 def test_6_diseases_that_look_like_headings() -> None:
     text = "PMH:\nCAD\nPE\nALL\nPE: 2015, on warfarin\nMI\n\nPhysical Exam:\ntender\n"
-    assert notes.sections(text) == {"medical_history": "CAD\nPE\nALL\nPE: 2015, on warfarin\nMI", "exam": "tender"}
+    assert notes.sections(text) == {
+        "medical_history": "CAD\nPE\nALL\nPE: 2015, on warfarin\nMI",
+        "exam": "tender",
+    }
 
 
 def test_7_crlf() -> None:
@@ -376,12 +411,24 @@ def test_8_names_of_admission_medications(heading: str) -> None:
 
 
 def test_8_unqualified_medications_after_the_course_are_later() -> None:
-    assert "LATER" not in notes.admission_note("CC: pain\n\nHospital Course:\nLATER\n\nMedications:\nLATER\n")
-    assert "LATER" not in notes.admission_note("CC: pain\n\nMeds:\naspirin\n\nHospital Course:\nLATER\n\nMeds:\nLATER\n")
+    assert "LATER" not in notes.admission_note(
+        "CC: pain\n\nHospital Course:\nLATER\n\nMedications:\nLATER\n"
+    )
+    assert "LATER" not in notes.admission_note(
+        "CC: pain\n\nMeds:\naspirin\n\nHospital Course:\nLATER\n\nMeds:\nLATER\n"
+    )
 
 
 @pytest.mark.parametrize(
-    "heading", ["Chief Complaint:", "HPI:", "PMH:", "Family History:", "Physical Exam:", "Medications on Admission:"]
+    "heading",
+    [
+        "Chief Complaint:",
+        "HPI:",
+        "PMH:",
+        "Family History:",
+        "Physical Exam:",
+        "Medications on Admission:",
+    ],
 )
 def test_9_last_section(heading: str) -> None:
     for end in ("", "\n", "\n \n"):
@@ -390,7 +437,18 @@ def test_9_last_section(heading: str) -> None:
 
 @pytest.mark.parametrize(
     "paragraph",
-    ["word word word:\n\n", "\n \n", "past medical history: x\n\n", ". ", "Discharge ", "1. \n", "discharge: \n", "a", " ", "="],
+    [
+        "word word word:\n\n",
+        "\n \n",
+        "past medical history: x\n\n",
+        ". ",
+        "Discharge ",
+        "1. \n",
+        "discharge: \n",
+        "a",
+        " ",
+        "=",
+    ],
 )
 def test_10_linear_time(paragraph: str) -> None:
     def seconds(size: int) -> float:
@@ -400,10 +458,14 @@ def test_10_linear_time(paragraph: str) -> None:
         return time.process_time() - start
 
     small = min(seconds(500_000) for _ in range(3))
-    assert seconds(5_000_000) < max(1.0, 40 * small)  # ten times the text: quadratic would be a hundred times the time
+    assert seconds(5_000_000) < max(
+        1.0, 40 * small
+    )  # ten times the text: quadratic would be a hundred times the time
 
 
-@pytest.mark.parametrize("typo", ["Dicsharge", "Dischrage", "Discarge", "Dischargee", "Discharhe", "DISCAHRGE"])
+@pytest.mark.parametrize(
+    "typo", ["Dicsharge", "Dischrage", "Discarge", "Dischargee", "Discharhe", "DISCAHRGE"]
+)
 def test_slips_of_the_pen_in_headings(typo: str) -> None:
     text = (
         f"CC: pain\n\nPhyscial Exam:\ntender\n\n{typo} exam:\nLATER\n\nMedcations on Admision:\n"
@@ -424,7 +486,9 @@ print(hashlib.sha256(" ".join(map(notes._spelled, slips)).encode()).hexdigest())
     env = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
     command = [sys.executable, "-c", program]
     found = {
-        subprocess.run(command, env=env | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            command, env=env | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
         for seed in ("1", "2", "3", "4")
     }
     assert len(found) == 1 and len(found.pop()) == 65
@@ -456,7 +520,10 @@ def test_list_of_prescriptions_under_the_wrong_heading() -> None:
 )
 @pytest.mark.parametrize("form", ["{}:\n{}", "{}: {}", "{}\n{}", "{} - {}", "{} :{}", "{}:\n\n{}"])
 def test_names_of_the_present_illness(heading: str, form: str) -> None:
-    assert notes.admission_note("CC:\npain\n\n" + form.format(heading, "Since today.")) == "CC: pain\nHPI: Since today."
+    assert (
+        notes.admission_note("CC:\npain\n\n" + form.format(heading, "Since today."))
+        == "CC: pain\nHPI: Since today."
+    )
 
 
 def test_unusual_order() -> None:
@@ -465,7 +532,10 @@ def test_unusual_order() -> None:
         "First.\n\nSecond.\n\nDischarge exam:\nLATER\n\n"
         "Admission exam:\ntender\n\nCC:\npain\n\nHome meds:\naspirin\n"
     )
-    assert notes.admission_note(text) == "CC: pain\nHPI: First. Second.\nPMH: CAD\nMEDS: aspirin\nEXAM: tender"
+    assert (
+        notes.admission_note(text)
+        == "CC: pain\nHPI: First. Second.\nPMH: CAD\nMEDS: aspirin\nEXAM: tender"
+    )
 
 
 def test_repeated_sections_before_and_after() -> None:
@@ -486,7 +556,9 @@ def test_remarks_in_the_hospital_course_do_not_open_sections() -> None:
 
 
 def test_later_heading_in_the_middle_of_a_line() -> None:
-    note = notes.admission_note("CC: pain\nMeds: aspirin, insulin. Discharge medications: LATER warfarin\nLATER\n")
+    note = notes.admission_note(
+        "CC: pain\nMeds: aspirin, insulin. Discharge medications: LATER warfarin\nLATER\n"
+    )
     assert note == "CC: pain\nMEDS: aspirin, insulin."
 
 
@@ -583,7 +655,9 @@ Laboratory values|NEUROIMAGING:|PATHOLOGY:|CT ABDOMEN/PELVIS WITH CONTRAST:|ECHO
 CARDIAC STUDIES|24 HR DATA (___)|SUMMARY STATEMENT:|Clinical course:|In-hospital course:|ACUTE MEDICAL ISSUES
 CHRONIC/STABLE PROBLEMS:|Hospital course and treatment:|Transfer summary:|Death summary:
 HOSPITAL COURSE/ASSESSMENT:|FICU COURSE|OVERNIGHT EVENTS:|Consults:|Medical Decision Making:
-Operative findings:|Morning of discharge:|Impression and plan:|Final Diagnosis|Cause of death:""".replace("\n", "|").split("|")
+Operative findings:|Morning of discharge:|Impression and plan:|Final Diagnosis|Cause of death:""".replace(
+    "\n", "|"
+).split("|")
 
 
 @pytest.mark.parametrize("heading", UNLISTED)
@@ -602,9 +676,15 @@ def test_unlisted_heading_ends_the_home_medications(heading: str) -> None:
     assert notes.admission_note(text) == "CC: pain\nMEDS: 1. aspirin 2. new inhaler\nFAMILY: MI"
 
 
-@pytest.mark.parametrize("heading", ["Transfer summary:", "HOSPITALIZATION SUMMARY:", "Principal Problem:", "Final Diagnoses"])
+@pytest.mark.parametrize(
+    "heading",
+    ["Transfer summary:", "HOSPITALIZATION SUMMARY:", "Principal Problem:", "Final Diagnoses"],
+)
 def test_unlisted_heading_ends_the_present_illness(heading: str) -> None:
-    assert notes.admission_note(f"HPI:\nfever\n\n{heading}\nLATER\n\nPMH:\nCAD\n") == "HPI: fever\nPMH: CAD"
+    assert (
+        notes.admission_note(f"HPI:\nfever\n\n{heading}\nLATER\n\nPMH:\nCAD\n")
+        == "HPI: fever\nPMH: CAD"
+    )
 
 
 def test_what_came_before_admission_stays_in_the_present_illness() -> None:
@@ -623,8 +703,14 @@ def test_what_a_wound_discharges_stays_in_the_exam() -> None:
 
 def test_home_medications_in_the_course_neither_leak_nor_hide_the_list() -> None:
     course = "Brief Hospital Course:\nACUTE ISSUES:\n# Sepsis LATER\nHome medications: LATER held\n# HTN: LATER\n\n"
-    for listed in ("Medications on Admission:\n1. aspirin", "Meds on admission: 1. aspirin", "HOME MEDS: 1. aspirin"):
-        assert notes.admission_note(f"CC: pain\n\n{course}{listed}\n") == "CC: pain\nMEDS: 1. aspirin"
+    for listed in (
+        "Medications on Admission:\n1. aspirin",
+        "Meds on admission: 1. aspirin",
+        "HOME MEDS: 1. aspirin",
+    ):
+        assert (
+            notes.admission_note(f"CC: pain\n\n{course}{listed}\n") == "CC: pain\nMEDS: 1. aspirin"
+        )
 
 
 @pytest.mark.parametrize(
@@ -651,7 +737,14 @@ def test_more_names_of_admission_sections(heading: str, section: str, form: str)
     assert notes.sections(text).get(section) == "here it is"
 
 
-DENSE = (("CC", "pain"), ("HPI", "65M with pain"), ("PMH", "CAD"), ("SH", "no tobacco"), ("FH", "cancer"), ("PE", "VS 98.2"))
+DENSE = (
+    ("CC", "pain"),
+    ("HPI", "65M with pain"),
+    ("PMH", "CAD"),
+    ("SH", "no tobacco"),
+    ("FH", "cancer"),
+    ("PE", "VS 98.2"),
+)
 
 
 @pytest.mark.parametrize("form", ["{}:\n{}", "{}\n{}", "{}: {}", "{} - {}", "{}- {}", "{}-\n{}"])
@@ -660,11 +753,20 @@ def test_abbreviations_need_no_blank_line(form: str, end: str) -> None:
     lines = [form.format(head, body + end) for head, body in DENSE]
     found = notes.admission_note("\n".join([*lines, "Brief Hospital Course:", "LATER"]))
     heads = ("CC", "HPI", "PMH", "SOCIAL", "FAMILY", "EXAM")
-    assert found == "\n".join(f"{head}: {body}{end}" for head, (_, body) in zip(heads, DENSE, strict=True))
+    assert found == "\n".join(
+        f"{head}: {body}{end}" for head, (_, body) in zip(heads, DENSE, strict=True)
+    )
 
 
 def test_lower_case_headings_without_colon_or_blank_line() -> None:
-    heads = ("chief complaint", "hpi", "past medical history", "shx", "family history", "physical exam")
+    heads = (
+        "chief complaint",
+        "hpi",
+        "past medical history",
+        "shx",
+        "family history",
+        "physical exam",
+    )
     lines = [f"{head}\n{body}" for head, (_, body) in zip(heads, DENSE, strict=True)]
     found = notes.sections("\n".join([*lines, "discharge exam", "LATER"]))
     assert "LATER" not in notes.assemble(found)
@@ -678,12 +780,30 @@ def test_a_disease_in_a_list_is_no_heading(disease: str) -> None:
 
 
 LATER_HEADINGS = [
-    "Summary of hospital course by issue", "Concise summary of hospital course by issue/system:", "Lab Results",
-    "Procedures this admission:", "Operations and procedures", "Discharge status", "Discharge destination",
-    "List of discharge diagnoses:", "Follow-up plans:", "Hospital stay:", "EGD:", "Complications:", "Tests:",
-    "Medications started this admission:", "PE - discharge", "Physical Exam: Discharge", "PE, discharge:", "Disch exam:",
-    "DSCH PE:", "D.C. exam:", "FINAL EXAM:", "Most recent exam:", "Final medications:",
-]  # fmt: skip
+    "Summary of hospital course by issue",
+    "Concise summary of hospital course by issue/system:",
+    "Lab Results",
+    "Procedures this admission:",
+    "Operations and procedures",
+    "Discharge status",
+    "Discharge destination",
+    "List of discharge diagnoses:",
+    "Follow-up plans:",
+    "Hospital stay:",
+    "EGD:",
+    "Complications:",
+    "Tests:",
+    "Medications started this admission:",
+    "PE - discharge",
+    "Physical Exam: Discharge",
+    "PE, discharge:",
+    "Disch exam:",
+    "DSCH PE:",
+    "D.C. exam:",
+    "FINAL EXAM:",
+    "Most recent exam:",
+    "Final medications:",
+]
 
 
 @pytest.mark.parametrize("heading", LATER_HEADINGS)
@@ -695,10 +815,15 @@ def test_more_headings_that_end_what_was_known(heading: str) -> None:
 
 @pytest.mark.parametrize("heading", ["FINAL EXAM:", "Final medications:"])
 def test_a_final_exam_or_list_is_a_later_one_even_where_it_is_the_only_one(heading: str) -> None:
-    assert notes.admission_note(f"CC: pain\n\nHPI:\nstory\n\n{heading}\nLATER\n") == "CC: pain\nHPI: story"
+    assert (
+        notes.admission_note(f"CC: pain\n\nHPI:\nstory\n\n{heading}\nLATER\n")
+        == "CC: pain\nHPI: story"
+    )
 
 
-def test_a_list_on_the_line_of_its_heading_stands_although_a_later_list_has_one_of_its_own() -> None:
+def test_a_list_on_the_line_of_its_heading_stands_although_a_later_list_has_one_of_its_own() -> (
+    None
+):
     text = "CC: pain\nFH: MI\nPE: VS 98, tender\nHospital Course:\nLATER\n\nMedications on Admission: aspirin\n\n"
     text += "Discharge Medications:\n1. LATER\nDischarge Exam:\nLATER\n"
     assert notes.admission_note(text) == "CC: pain\nMEDS: aspirin\nFAMILY: MI\nEXAM: VS 98, tender"
@@ -706,7 +831,10 @@ def test_a_list_on_the_line_of_its_heading_stands_although_a_later_list_has_one_
 
 def test_boilerplate_of_two_lines() -> None:
     text = "CC: pain\n\nMedications on Admission:\nThe Preadmission Medication list may be inaccurate and requires\n"
-    assert notes.admission_note(text + "futher investigation.\n1. aspirin\n") == "CC: pain\nMEDS: 1. aspirin"
+    assert (
+        notes.admission_note(text + "futher investigation.\n1. aspirin\n")
+        == "CC: pain\nMEDS: 1. aspirin"
+    )
 
 
 def test_framed_headings_need_no_blank_line() -> None:
@@ -722,7 +850,9 @@ COURSE = "LATER she went to the cath laboratory where a stent was placed into th
 def test_audit_before_and_after_extraction() -> None:
     text = SUMMARY.replace("LATER She had an NSTEMI.", COURSE)
     before = notes.leak_audit([{"hadm_id": 1, "note": text, "text": text, "code": "I214"}])
-    after = notes.leak_audit([{"hadm_id": 1, "note": notes.admission_note(text), "text": text, "code": "I214"}])
+    after = notes.leak_audit(
+        [{"hadm_id": 1, "note": notes.admission_note(text), "text": text, "code": "I214"}]
+    )
     assert before["later_text"]["count"] == 1 and before["later_text"]["share"] == 1.0
     assert COURSE.lower() in before["later_text"]["examples"][0]["found"]
     assert after["later_text"]["count"] == 0 and after["later_text"]["examples"] == []
@@ -737,7 +867,12 @@ def test_audit_finds_what_a_bad_extraction_leaves_in() -> None:
 def test_audit_ignores_text_copied_from_the_present_illness() -> None:
     copied = "woman with known disease who presents today with two hours of substernal pain"
     text = f"HPI:\n{copied}\n\nBrief Hospital Course:\n{copied} and more\n"
-    assert notes.leak_audit([{"note": notes.admission_note(text), "text": text}])["later_text"]["count"] == 0
+    assert (
+        notes.leak_audit([{"note": notes.admission_note(text), "text": text}])["later_text"][
+            "count"
+        ]
+        == 0
+    )
 
 
 def test_audit_of_titles() -> None:
@@ -746,31 +881,58 @@ def test_audit_of_titles() -> None:
         {"note": "HPI: oliguria", "code": "N179"},
     ]
     found = notes.leak_audit(cases)
-    assert found["gold_title"] | {"examples": 0} == {"checked": 2, "count": 1, "share": 0.5, "examples": 0}
+    assert found["gold_title"] | {"examples": 0} == {
+        "checked": 2,
+        "count": 1,
+        "share": 0.5,
+        "examples": 0,
+    }
     assert "acute kidney failure" in found["gold_title"]["examples"][0]["found"]
     assert found["later_text"]["checked"] == 0 and found["later_text"]["share"] is None
 
 
 def test_audit_finds_short_lines_of_later_sections() -> None:
     text = "HPI:\nchest pain\n\nDischarge Diagnosis:\nAcute anterior STEMI\n"
-    leaked, clean = {"note": "HPI: chest pain acute anterior STEMI", "text": text}, {"note": "HPI: chest pain", "text": text}
-    assert notes.leak_audit([leaked])["later_text"]["examples"] == [{"hadm_id": None, "found": "acute anterior stemi"}]
+    leaked, clean = (
+        {"note": "HPI: chest pain acute anterior STEMI", "text": text},
+        {"note": "HPI: chest pain", "text": text},
+    )
+    assert notes.leak_audit([leaked])["later_text"]["examples"] == [
+        {"hadm_id": None, "found": "acute anterior stemi"}
+    ]
     assert notes.leak_audit([clean])["later_text"]["count"] == 0
-    known = {"note": "HPI: acute anterior STEMI", "text": text.replace("chest pain", "Acute anterior STEMI")}
+    known = {
+        "note": "HPI: acute anterior STEMI",
+        "text": text.replace("chest pain", "Acute anterior STEMI"),
+    }
     assert notes.leak_audit([known])["later_text"]["count"] == 0
 
 
 @pytest.mark.parametrize(
-    "heading", ["Summary of hospital course by issue", "Procedures this admission:", "Lab Results", "PE, discharge:"]
+    "heading",
+    [
+        "Summary of hospital course by issue",
+        "Procedures this admission:",
+        "Lab Results",
+        "PE, discharge:",
+    ],
 )
 def test_audit_knows_headings_that_begin_with_other_words(heading: str) -> None:
     text = f"HPI:\nchest pain\n\nPhysical Exam:\nno nasal discharge\n\n{heading}\n{COURSE}\n"
     leaked = {"note": f"HPI: chest pain EXAM: no nasal discharge {COURSE}", "text": text}
     assert notes.leak_audit([leaked])["later_text"]["count"] == 1
-    assert notes.leak_audit([leaked | {"note": notes.admission_note(text)}])["later_text"]["count"] == 0
+    assert (
+        notes.leak_audit([leaked | {"note": notes.admission_note(text)}])["later_text"]["count"]
+        == 0
+    )
 
 
 def test_audit_of_records_without_note() -> None:
-    assert notes.leak_audit([{"note": float("nan"), "text": SUMMARY, "code": "I214"}])["gold_title"]["count"] == 0
+    assert (
+        notes.leak_audit([{"note": float("nan"), "text": SUMMARY, "code": "I214"}])["gold_title"][
+            "count"
+        ]
+        == 0
+    )
     with pytest.raises(ValueError, match="record 1 has no 'note'"):
         notes.leak_audit([{"text": SUMMARY}])

@@ -32,7 +32,9 @@ def constraints() -> dict[str, str]:
 
 def tracked() -> list[Path]:
     """Files that are, or would be, in the repository."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
     if listed.returncode:
         pytest.skip("not a git checkout")
     return [p for p in (ROOT / line for line in listed.stdout.splitlines()) if p.is_file()]
@@ -49,7 +51,9 @@ def texts() -> list[tuple[Path, str]]:
 def test_constraints_are_exact_and_torch_comes_first() -> None:
     pins = constraints()
     assert next(iter(pins)) == "torch"
-    assert all(name == canonicalize_name(name) and Version(v).local is None for name, v in pins.items())
+    assert all(
+        name == canonicalize_name(name) and Version(v).local is None for name, v in pins.items()
+    )
 
 
 def test_every_dependency_is_pinned_inside_its_range_with_a_reason() -> None:
@@ -58,8 +62,12 @@ def test_every_dependency_is_pinned_inside_its_range_with_a_reason() -> None:
     for text in [*PROJECT["dependencies"], *extras["lab"], *extras["test"]]:
         need = Requirement(text)
         name = canonicalize_name(need.name)
-        assert need.specifier and need.specifier.contains(pins[name]), f"{text}: constraints.txt has {pins[name]}"
-        assert lines[lines.index(f"{name}=={pins[name]}") - 1].startswith("# "), f"{name}: say why it is there"
+        assert need.specifier and need.specifier.contains(pins[name]), (
+            f"{text}: constraints.txt has {pins[name]}"
+        )
+        assert lines[lines.index(f"{name}=={pins[name]}") - 1].startswith("# "), (
+            f"{name}: say why it is there"
+        )
 
 
 def test_conda_gives_the_same_environment() -> None:
@@ -70,8 +78,15 @@ def test_conda_gives_the_same_environment() -> None:
     python = next(n for n in names if n.startswith("python=")).removeprefix("python=")
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
     assert f"Programming Language :: Python :: {python}" in PROJECT["classifiers"]
-    assert {n.split("=")[0] for n in names} == {"python", "pip"}  # one resolver, one list of versions
-    assert pip["pip"] == ["-c constraints.txt", f"torch=={constraints()['torch']}", "-e .[lab,test]"]
+    assert {n.split("=")[0] for n in names} == {
+        "python",
+        "pip",
+    }  # one resolver, one list of versions
+    assert pip["pip"] == [
+        "-c constraints.txt",
+        f"torch=={constraints()['torch']}",
+        "-e .[lab,test]",
+    ]
 
 
 def test_the_makefile_installs_what_the_project_names() -> None:
@@ -87,13 +102,23 @@ def test_the_makefile_installs_what_the_project_names() -> None:
 def test_the_wheel_holds_what_colab_needs(tmp_path: Path) -> None:
     import zipfile
 
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]  # offline too
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+    ]  # offline too
     subprocess.run([*pip, "-w", str(tmp_path), str(ROOT)], check=True)
     wheel = next(tmp_path.glob("*.whl"))
     names = set(zipfile.ZipFile(wheel).namelist())
     assert __version__ in wheel.name
     assert {f"helpers/_notebooks/{p.name}" for p in NOTEBOOKS} <= names
-    assert "helpers/_results/study/predictions.csv" in names, "notebook 7 has nothing to read on Colab"
+    assert "helpers/_results/study/predictions.csv" in names, (
+        "notebook 7 has nothing to read on Colab"
+    )
     package = {str(p.relative_to(ROOT)) for p in tracked() if p.is_relative_to(ROOT / "helpers")}
     assert package <= names, f"left out: {package - names}"
     assert not [n for n in names if not n.startswith(("helpers/", "deepicd_course-"))]
@@ -107,7 +132,9 @@ def test_the_repository_has_one_address() -> None:
     assert address == course.REPOSITORY and f"git+{address}" in course.SETUP_CELL
     owner_repo = address.removeprefix("https://github.com/")
     for path, text in texts():
-        for found in re.findall(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob", text):
+        for found in re.findall(
+            r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob", text
+        ):
             assert found == owner_repo, f"{path}: badge of {found}"
         for found in re.findall(r"git\+https://github\.com/[\w.-]+/[\w.-]+", text):
             assert found == f"git+{address}", f"{path}: {found}"
@@ -128,14 +155,26 @@ def test_every_notebook_has_its_badge_and_the_common_setup_cell(path: Path) -> N
     code = [cell.source for cell in nb.cells if cell.cell_type == "code"]
     assert code[0] == course.SETUP_CELL, "the first code cell is not course.SETUP_CELL"
     assert nb.metadata.kernelspec.name == "python3"
-    assert "Research" in "".join(c.source for c in nb.cells) or "research" in "".join(c.source for c in nb.cells)
+    assert "Research" in "".join(c.source for c in nb.cells) or "research" in "".join(
+        c.source for c in nb.cells
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_figure_that_a_cell_saves_is_shown(path: Path) -> None:
-    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and "save_figure(" in c.source]
-    hidden = [c.id for c in cells if not any("image/png" in output.get("data", {}) for output in c.outputs)]
-    assert not hidden, f"{hidden}: was the figure closed after it was saved, or the notebook not run?"
+    cells = [
+        c
+        for c in nbformat.read(path, as_version=4).cells
+        if c.cell_type == "code" and "save_figure(" in c.source
+    ]
+    hidden = [
+        c.id
+        for c in cells
+        if not any("image/png" in output.get("data", {}) for output in c.outputs)
+    ]
+    assert not hidden, (
+        f"{hidden}: was the figure closed after it was saved, or the notebook not run?"
+    )
 
 
 # ----------------------------------------------------------------------------------- what must not be there
@@ -145,7 +184,12 @@ def test_the_answers_quoted_in_notebook_0_are_those_of_notebook_5() -> None:
     cells = {p.stem[:2]: nbformat.read(p, as_version=4).cells for p in NOTEBOOKS}
     quote = next(cell.source for cell in cells["00"] if cell.id == "00-07a")
     quoted = re.findall(r"```text\n(.*?)```", quote, re.S)
-    said = "".join(out.get("text", "") for cell in cells["05"] if cell.cell_type == "code" for out in cell.outputs)
+    said = "".join(
+        out.get("text", "")
+        for cell in cells["05"]
+        if cell.cell_type == "code"
+        for out in cell.outputs
+    )
     said = "\n".join(line.rstrip() for line in said.splitlines() if line.strip())
     assert len(quoted) == 2
     for block in quoted:
@@ -154,16 +198,28 @@ def test_the_answers_quoted_in_notebook_0_are_those_of_notebook_5() -> None:
 
 def test_nothing_of_a_machine_stands_in_the_repository() -> None:
     home = re.compile(r"(?<![\w.])/(?:home|root|Users|workspace|mnt)/[\w.-]+/|[A-Z]:\\Users\\")
-    found = [f"{p.relative_to(ROOT)}: {m.group()}" for p, text in texts() for m in home.finditer(text)]
+    found = [
+        f"{p.relative_to(ROOT)}: {m.group()}" for p, text in texts() for m in home.finditer(text)
+    ]
     found += [str(p.relative_to(ROOT)) for p, text in texts() if f"{ROOT}/" in text]
     assert not found
 
 
 def test_no_foreign_code_no_pickles_no_data() -> None:
     own = Path(__file__).name
-    assert not [p for p, text in texts() if re.search(r"trust_remote_code\s*=\s*True", text) and p.name != own]
-    assert not [p for p in tracked() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".parquet", ".gz")]
-    large = {str(p.relative_to(ROOT)): p.stat().st_size for p in tracked() if p.stat().st_size > 8 * 2**20}
+    assert not [
+        p
+        for p, text in texts()
+        if re.search(r"trust_remote_code\s*=\s*True", text) and p.name != own
+    ]
+    assert not [
+        p for p in tracked() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".parquet", ".gz")
+    ]
+    large = {
+        str(p.relative_to(ROOT)): p.stat().st_size
+        for p in tracked()
+        if p.stat().st_size > 8 * 2**20
+    }
     assert not large, f"over 8 MiB: {large}"
 
 
@@ -171,10 +227,22 @@ def code_lines(source: str) -> int:
     """Lines that hold code: no blank ones, comments and docstrings."""
     documented: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             documented |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    quiet = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in quiet]
+    quiet = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
+    tokens = [
+        t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in quiet
+    ]
     return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - documented)
 
 
@@ -190,17 +258,25 @@ def test_helpers_stay_thin() -> None:
 
 def test_importing_the_course_is_light() -> None:
     modules = sorted(p.stem for p in (ROOT / "helpers").glob("*.py") if p.stem != "__init__")
-    code = ("import importlib, sys, time\nfrom helpers import course\n"
-            "assert not {'pandas', 'numpy', 'matplotlib'} & set(sys.modules), 'course is heavy'\n"
-            f"for name in {modules}:\n    importlib.import_module('helpers.' + name)\n"
-            "    heavy = {'torch', 'transformers', 'simple_icd_10_cm', 'sklearn'} & set(sys.modules)\n"
-            "    assert not heavy, f'helpers.{name} imports {heavy}: import inside the function'\n")
+    code = (
+        "import importlib, sys, time\nfrom helpers import course\n"
+        "assert not {'pandas', 'numpy', 'matplotlib'} & set(sys.modules), 'course is heavy'\n"
+        f"for name in {modules}:\n    importlib.import_module('helpers.' + name)\n"
+        "    heavy = {'torch', 'transformers', 'simple_icd_10_cm', 'sklearn'} & set(sys.modules)\n"
+        "    assert not heavy, f'helpers.{name} imports {heavy}: import inside the function'\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_import_helpers_takes_less_than_a_second() -> None:
     code = "import time; t = time.process_time(); import helpers, helpers.course; print(time.process_time() - t)"
-    spent = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-                for _ in range(2))
+    spent = min(
+        float(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for _ in range(2)
+    )
     assert spent < 1

@@ -18,7 +18,16 @@ from helpers import course
 pytestmark = pytest.mark.slow
 
 # Columns of a training log that tell what was computed; the others tell time, or count from the last start.
-TIMELESS = ["step", "loss", "grad_norm", "learning_rate", "reward", "reward_std", "completions/mean_length", "eval_reward"]
+TIMELESS = [
+    "step",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "reward",
+    "reward_std",
+    "completions/mean_length",
+    "eval_reward",
+]
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +77,16 @@ def half_written(work: Path, whole: str, half: str) -> None:
     (work / half / "trainer_state.json").unlink()
 
 
-def test_sft_killed_in_its_second_epoch_ends_with_the_same_weights(prepared: Path, sft: Path) -> None:
+def test_sft_killed_in_its_second_epoch_ends_with_the_same_weights(
+    prepared: Path, sft: Path
+) -> None:
     root = moved(prepared, "sft-killed")
     small.kill_notebook(root, "03_lora_sft", 12)
     run = small.run_folder(root)
     assert not (run / "sft").exists()
-    assert [p.name for p in (run / ".work" / "sft").glob("checkpoint-*")] == ["checkpoint-10"]  # of 6 steps an epoch
+    assert [p.name for p in (run / ".work" / "sft").glob("checkpoint-*")] == [
+        "checkpoint-10"
+    ]  # of 6 steps an epoch
     half_written(run / ".work" / "sft", "checkpoint-10", "checkpoint-12")
     said = small.run_notebook(root, "03_lora_sft")
     assert "sft: making it because it is not there yet; going on from the last checkpoint" in said
@@ -87,22 +100,36 @@ def test_grpo_killed_between_roll_outs_ends_with_the_same_weights(sft: Path, grp
     run = small.run_folder(root)
     for kill, begins in ((3, 0), (5, 2)):  # twice: what went on can be killed as well
         small.kill_notebook(root, "04_qlora_grpo", kill)
-        assert [p.name for p in (run / ".work" / "grpo").glob("checkpoint-*")] == [f"checkpoint-{begins + 2}"]
+        assert [p.name for p in (run / ".work" / "grpo").glob("checkpoint-*")] == [
+            f"checkpoint-{begins + 2}"
+        ]
     assert not (run / "grpo").exists()
     said = small.run_notebook(root, "04_qlora_grpo")
     assert "going on from the last checkpoint" in said and "training begins at step 4" in said
     before, after = small.weights(run / "sft"), small.weights(run / "grpo")
-    assert any(not np.array_equal(before[name], after[name]) for name in before), "GRPO trained nothing"
+    assert any(not np.array_equal(before[name], after[name]) for name in before), (
+        "GRPO trained nothing"
+    )
     assert_same_training(small.run_folder(grpo) / "grpo", run / "grpo")
 
 
-@pytest.mark.parametrize(("name", "artefact", "last"), [("03_lora_sft", "sft", 14), ("04_qlora_grpo", "grpo", 6)])
+@pytest.mark.parametrize(
+    ("name", "artefact", "last"), [("03_lora_sft", "sft", 14), ("04_qlora_grpo", "grpo", 6)]
+)
 def test_a_training_killed_after_its_last_step_makes_none_more(
     prepared: Path, sft: Path, name: str, artefact: str, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With a step size that stays, since one more step at the end of a decay moves nothing.
-    monkeypatch.setitem(small.CUTS[name], "profile", {**small.CUTS[name]["profile"], "grpo_schedule": "constant_with_warmup"})
-    cuts = {'lr_scheduler_type="cosine"': 'lr_scheduler_type="constant_with_warmup"'} if artefact == "sft" else {}
+    monkeypatch.setitem(
+        small.CUTS[name],
+        "profile",
+        {**small.CUTS[name]["profile"], "grpo_schedule": "constant_with_warmup"},
+    )
+    cuts = (
+        {'lr_scheduler_type="cosine"': 'lr_scheduler_type="constant_with_warmup"'}
+        if artefact == "sft"
+        else {}
+    )
     save = f"    trainer.save_model({artefact}_job.tmp)"
     start = prepared if artefact == "sft" else sft
     whole, root = moved(start, f"{artefact}-constant"), moved(start, f"{artefact}-late")
@@ -111,7 +138,9 @@ def test_a_training_killed_after_its_last_step_makes_none_more(
     small.run_notebook(whole, name)
     small.kill_notebook(root, name, "end")
     run = small.run_folder(root)
-    assert [p.name for p in (run / ".work" / artefact).glob("checkpoint-*")] == [f"checkpoint-{last}"]
+    assert [p.name for p in (run / ".work" / artefact).glob("checkpoint-*")] == [
+        f"checkpoint-{last}"
+    ]
     assert f"training begins at step {last}" in small.run_notebook(root, name)
     assert_same_training(small.run_folder(whole) / artefact, run / artefact)
 
@@ -122,16 +151,27 @@ def test_inference_keeps_the_models_that_have_answered(grpo: Path) -> None:
     small.kill_notebook(root, "05_inference", "grpo")
     work = small.run_folder(root) / ".work" / "predictions"
     made = {name: (work / f"{name}.parquet").stat().st_mtime_ns for name in ("base", "sft")}
-    assert not (work / "grpo.parquet").exists() and not (small.run_folder(root) / "predictions").exists()
-    (work / "grpo.part").write_bytes(b"PAR1 and no more")  # as a kill leaves it that comes while a table is written
+    assert (
+        not (work / "grpo.parquet").exists()
+        and not (small.run_folder(root) / "predictions").exists()
+    )
+    (work / "grpo.part").write_bytes(
+        b"PAR1 and no more"
+    )  # as a kill leaves it that comes while a table is written
     said = small.run_notebook(root, "05_inference")
     assert "going on from the last checkpoint" in said
-    assert "answers of grpo\n" in said and "answers of base\n" not in said and "answers of sft\n" not in said
+    assert (
+        "answers of grpo\n" in said
+        and "answers of base\n" not in said
+        and "answers of sft\n" not in said
+    )
     there, expected = (small.run_folder(r) / "predictions" for r in (root, whole))
     assert made == {name: (there / f"{name}.parquet").stat().st_mtime_ns for name in made}
     assert {p.name for p in there.iterdir()} == {p.name for p in expected.iterdir()}
     for path in expected.glob("*.parquet"):
-        pd.testing.assert_frame_equal(pd.read_parquet(there / path.name), pd.read_parquet(path), obj=path.stem)
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(there / path.name), pd.read_parquet(path), obj=path.stem
+        )
 
 
 # ---------------------------------------------------------------------------------------------- in the very act
@@ -167,14 +207,24 @@ def test_a_kill_at_any_move_of_a_commit_leaves_the_old_way_on_or_the_whole(place
         job = course.artefact("base", {"edition": 1})
         (job.tmp / "config").write_text("first edition")
         path = job.commit()
-        done = subprocess.run([sys.executable, "-c", COMMIT, str(moves)], env=os.environ, cwd=small.ROOT, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-c", COMMIT, str(moves)],
+            env=os.environ,
+            cwd=small.ROOT,
+            capture_output=True,
+        )
         if course.why_stale("base", {"edition": 2}):
             assert done.returncode == -9
             kills += 1
             again = course.artefact("base", {"edition": 2})
-            assert again.stale and (again.work / "checkpoint").exists(), f"killed at move {moves + 1}: the work is lost"
+            assert again.stale and (again.work / "checkpoint").exists(), (
+                f"killed at move {moves + 1}: the work is lost"
+            )
             again.lock.release(force=True)
             continue
-        assert sorted(p.read_text() for p in path.iterdir()) == ["second edition of config", "second edition of weights"]
+        assert sorted(p.read_text() for p in path.iterdir()) == [
+            "second edition of config",
+            "second edition of weights",
+        ]
         break
     assert done.returncode == 0 and kills == 3  # the old one aside, the stamp, the new one in

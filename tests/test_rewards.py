@@ -32,10 +32,31 @@ from helpers.rewards import (
     truth_table,
 )
 
-OFFLINE = (format_reward, hierarchical_reward, exact_reward, prefix_reward, deepicd_reward, grounding_reward, length_penalty)
+OFFLINE = (
+    format_reward,
+    hierarchical_reward,
+    exact_reward,
+    prefix_reward,
+    deepicd_reward,
+    grounding_reward,
+    length_penalty,
+)
 NOTE = truth_table()[0]["note"]
 soup = st.lists(
-    st.sampled_from([*prompts.TAGS, "I21.01", "I21", "I50.9", "J18.9", "I21.01ZZ", "chest pain; ", "\n", " ", "<"])
+    st.sampled_from(
+        [
+            *prompts.TAGS,
+            "I21.01",
+            "I21",
+            "I50.9",
+            "J18.9",
+            "I21.01ZZ",
+            "chest pain; ",
+            "\n",
+            " ",
+            "<",
+        ]
+    )
     | st.text(max_size=4),
     max_size=14,
 ).map("".join)
@@ -57,7 +78,11 @@ def test_truth_table(row: dict) -> None:
 def test_the_truth_table_is_large_and_covers_every_reward() -> None:
     rows = truth_table()
     assert len(rows) >= 20
-    assert len({row["name"] for row in rows}) == len({(row["completion"], row["gold"]) for row in rows}) == len(rows)
+    assert (
+        len({row["name"] for row in rows})
+        == len({(row["completion"], row["gold"]) for row in rows})
+        == len(rows)
+    )
     assert {reward.__name__ for reward in OFFLINE} == set(rows[0]["expect"])
 
 
@@ -67,14 +92,29 @@ def test_docstrings() -> None:
     assert outcome.failed == 0
 
 
-@pytest.mark.parametrize(("gold", "completion", "value"), [
-    ("I2101", told("I21.01"), 76), ("I2101", told("I2102"), 43), ("I2101", told("I21"), 25), ("I2101", told("I2101ZZ"), 61),
-    ("I2101", told("I501"), 4), ("I2101", told("i2101"), 0), ("I2101", told("I2101 - STEMI"), 0), ("I2101", "", -6),
-    ("I2101", "reasoning: I21.01", -1), ("I2101", "reasoning</think>\n<diagnosis>I21.01", -1),
-    ("I2101", told("I21.01") + "\n<diagnosis>I50.1</diagnosis>", 75),
-    ("I10", told("I10"), 46), ("I10", told("I100"), 31), ("S72001A", told("S72001A"), 106), ("S72001A", told("S72001D"), 73.857),
-    ("H6500", told("H5400"), 4), ("A419", told("B349"), 0), ("C7A010", told("C7A010"), 0),
-])
+@pytest.mark.parametrize(
+    ("gold", "completion", "value"),
+    [
+        ("I2101", told("I21.01"), 76),
+        ("I2101", told("I2102"), 43),
+        ("I2101", told("I21"), 25),
+        ("I2101", told("I2101ZZ"), 61),
+        ("I2101", told("I501"), 4),
+        ("I2101", told("i2101"), 0),
+        ("I2101", told("I2101 - STEMI"), 0),
+        ("I2101", "", -6),
+        ("I2101", "reasoning: I21.01", -1),
+        ("I2101", "reasoning</think>\n<diagnosis>I21.01", -1),
+        ("I2101", told("I21.01") + "\n<diagnosis>I50.1</diagnosis>", 75),
+        ("I10", told("I10"), 46),
+        ("I10", told("I100"), 31),
+        ("S72001A", told("S72001A"), 106),
+        ("S72001A", told("S72001D"), 73.857),
+        ("H6500", told("H5400"), 4),
+        ("A419", told("B349"), 0),
+        ("C7A010", told("C7A010"), 0),
+    ],
+)
 def test_the_released_formula(gold: str, completion: str, value: float) -> None:
     assert deepicd_reward([completion], [gold]) == pytest.approx([value], abs=5e-4)
 
@@ -82,10 +122,14 @@ def test_the_released_formula(gold: str, completion: str, value: float) -> None:
 def test_the_released_pattern_refuses_405_billable_codes() -> None:
     import simple_icd_10_cm as cm
 
-    leaves = [code for code in cm.get_all_codes(False) if cm.is_leaf(code, False) and icd.normalise(code)]
+    leaves = [
+        code for code in cm.get_all_codes(False) if cm.is_leaf(code, False) and icd.normalise(code)
+    ]
     refused = [code for code in leaves if deepicd_reward([told(code)], [code]) == [0.0]]
     assert len(refused) == 405
-    assert {code[:3] for code in refused} == {*re.findall("...", "C4AC7AC7BD3AI1AI5AJ4AM1AO9AQA0Z3A")}
+    assert {code[:3] for code in refused} == {
+        *re.findall("...", "C4AC7AC7BD3AI1AI5AJ4AM1AO9AQA0Z3A")
+    }
 
 
 @given(soup | soup.map(lambda text: f"r</think>\n<diagnosis>I21.01</diagnosis>{text}"))
@@ -94,7 +138,11 @@ def test_the_released_formula_finds_what_the_plain_pattern_finds(completion: str
     inner = "((?:(?!</?{0}>).)*)"
     pattern = rf"^\s*(?:<think>{inner.format('think')}</think>)?\s*<diagnosis>{inner.format('diagnosis')}</diagnosis>"
     plain = re.findall(pattern, f"<think>{completion}", re.MULTILINE | re.DOTALL)
-    value = -1.0 * max(0, len(plain) - 1) + (1 if plain and plain[0][0] else 0) - (0 if completion else 5)
+    value = (
+        -1.0 * max(0, len(plain) - 1)
+        + (1 if plain and plain[0][0] else 0)
+        - (0 if completion else 5)
+    )
     code = plain[0][1].strip().replace(".", "") if plain else ""
     if re.fullmatch("[A-Z][0-9]{2}[A-Z0-9]{0,4}", code) and code[0] == "I":
         n = rewards._shared(code, "I2101")
@@ -110,12 +158,24 @@ def test_the_released_formula_finds_what_the_plain_pattern_finds(completion: str
 def test_floats_within_bounds_whatever_trl_passes(reward: rewards.Reward, texts: list[str]) -> None:
     n = len(texts)
     columns = {  # the columns of the table of cases, and what GRPOTrainer adds
-        "note": [NOTE] * n, "category": ["I21"] * n, "chapter": [9] * n, "title": ["x"] * n, "split": ["train"] * n,
-        "hadm_id": list(range(n)), "prompts": [[]] * n, "completion_ids": [[1]] * n, "trainer_state": None,
-        "log_extra": print, "log_metric": print,
+        "note": [NOTE] * n,
+        "category": ["I21"] * n,
+        "chapter": [9] * n,
+        "title": ["x"] * n,
+        "split": ["train"] * n,
+        "hadm_id": list(range(n)),
+        "prompts": [[]] * n,
+        "completion_ids": [[1]] * n,
+        "trainer_state": None,
+        "log_extra": print,
+        "log_metric": print,
     }
     plain = reward(completions=texts, code=["I21.01"] * n, **columns)
-    chat = reward(completions=[[{"role": "assistant", "content": text}] for text in texts], code=["i2101 "] * n, **columns)
+    chat = reward(
+        completions=[[{"role": "assistant", "content": text}] for text in texts],
+        code=["i2101 "] * n,
+        **columns,
+    )
     assert plain == chat
     assert all(type(value) is float for value in plain)
     if reward is not deepicd_reward:
@@ -124,7 +184,10 @@ def test_floats_within_bounds_whatever_trl_passes(reward: rewards.Reward, texts:
 
 def test_a_bare_string_is_no_list_of_codes() -> None:
     for reward in (hierarchical_reward, exact_reward, prefix_reward, deepicd_reward):
-        with pytest.raises(ValueError, match="`code` must be a list of 5, one for each completion, but is a single string"):
+        with pytest.raises(
+            ValueError,
+            match="`code` must be a list of 5, one for each completion, but is a single string",
+        ):
             reward([told("I21.01")] * 5, "I2101")
         with pytest.raises(ValueError, match="is 2"):
             reward([told("I21.01")], ["I2101", "I10"])
@@ -166,7 +229,9 @@ def test_length_penalty() -> None:
 
 
 def test_total_is_the_weighted_sum() -> None:
-    assert total([told("I21.01"), told("I21.02"), ""], ["I2101"] * 3) == pytest.approx([1.1, 0.5, -0.5])
+    assert total([told("I21.01"), told("I21.02"), ""], ["I2101"] * 3) == pytest.approx(
+        [1.1, 0.5, -0.5]
+    )
     assert len(rewards.DEFAULT) == len(rewards.DEFAULT_WEIGHTS)
 
 
@@ -189,15 +254,33 @@ def test_nothing_earns_more_than_the_honest_right_answer(completion: str, gold: 
 def climb(reward: rewards.Reward, gold: str, seed: int, steps: int = 400) -> tuple[float, str]:
     """Greedy search over completions: change a piece, keep what does not earn less."""
     rng = random.Random(seed)
-    near = [gold, gold[:3], gold[:-1], gold + "ZZ", gold[0] + "00", gold[0] + "75.0", "A41.9", gold[:2]]
-    pieces = [*prompts.TAGS, *near, "\n", " ", "so ", "I10", "<diagnosis>" + gold[:3] + "</diagnosis>", "</think>\n<diagnosis>"]
+    near = [
+        gold,
+        gold[:3],
+        gold[:-1],
+        gold + "ZZ",
+        gold[0] + "00",
+        gold[0] + "75.0",
+        "A41.9",
+        gold[:2],
+    ]
+    pieces = [
+        *prompts.TAGS,
+        *near,
+        "\n",
+        " ",
+        "so ",
+        "I10",
+        "<diagnosis>" + gold[:3] + "</diagnosis>",
+        "</think>\n<diagnosis>",
+    ]
     best = [rng.choice(pieces) for _ in range(rng.randrange(6))]
     top = reward(["".join(best)], [gold])[0]
     for _ in range(steps):
         trial = list(best)
         for _ in range(rng.randint(1, 3)):
             at = rng.randrange(len(trial) + 1)
-            trial[at:at + rng.randrange(2)] = rng.choice([[], [rng.choice(pieces)], trial[:3]])
+            trial[at : at + rng.randrange(2)] = rng.choice([[], [rng.choice(pieces)], trial[:3]])
         value = reward(["".join(trial)], [gold])[0]
         if value >= top and len(trial) < 30:
             best, top = trial, value
@@ -235,26 +318,41 @@ def test_hedging_between_two_codes_never_pays(belief: float, codes: list[str]) -
         return belief * total([completion], [a])[0] + (1 - belief) * total([completion], [b])[0]
 
     honest = max(expected(told(a)), expected(told(b)))
-    hedges = [told(f"{a}, {b}"), told(f"{a} or {b}"), told(a) + told(b), told(a[:3]), told(b[:3]), told(a[0]), told(""), ""]
+    hedges = [
+        told(f"{a}, {b}"),
+        told(f"{a} or {b}"),
+        told(a) + told(b),
+        told(a[:3]),
+        told(b[:3]),
+        told(a[0]),
+        told(""),
+        "",
+    ]
     assert max(map(expected, hedges)) <= honest + 1e-9
 
 
 # ---------------------------------------------------------------------------------- grounding
-@pytest.mark.parametrize(("think", "value"), [
-    ("crushing chest pain; sweating", 1),
-    ("The patient presents with crushing chest pain. There is ST elevation on EKG.", 1),
-    ("Findings: crushing chest pain; sweating.\nCirculatory: I21 Acute myocardial infarction.\nDetail: none.", 1),
-    ("Crushing chest pain and sweating suggest an infarction; troponin 2.4; hypertension", 1),
-    ("crushing chest pain; denies fever; no cough", 1),
-    ("crushing chest pain", 0.5),  # one finding alone is half of what is asked for
-    ("crushing chest pain; troponin 9.9", 0.25),
-    ("crushing chest pain; fever", 0.25),
-    ("crushing chest pain; sweating; no hypertension", 2 / 3),
-    ("leg swelling; hemoptysis; seizure", 0),
-    ("This suggests I21.01, an infarction, therefore the code.", 0),
-    ("fever; fever; fever. Cough", 0),
-    ("crushing chest pain; crushing chest pain, crushing chest pain", 0.5),
-])
+@pytest.mark.parametrize(
+    ("think", "value"),
+    [
+        ("crushing chest pain; sweating", 1),
+        ("The patient presents with crushing chest pain. There is ST elevation on EKG.", 1),
+        (
+            "Findings: crushing chest pain; sweating.\nCirculatory: I21 Acute myocardial infarction.\nDetail: none.",
+            1,
+        ),
+        ("Crushing chest pain and sweating suggest an infarction; troponin 2.4; hypertension", 1),
+        ("crushing chest pain; denies fever; no cough", 1),
+        ("crushing chest pain", 0.5),  # one finding alone is half of what is asked for
+        ("crushing chest pain; troponin 9.9", 0.25),
+        ("crushing chest pain; fever", 0.25),
+        ("crushing chest pain; sweating; no hypertension", 2 / 3),
+        ("leg swelling; hemoptysis; seizure", 0),
+        ("This suggests I21.01, an infarction, therefore the code.", 0),
+        ("fever; fever; fever. Cough", 0),
+        ("crushing chest pain; crushing chest pain, crushing chest pain", 0.5),
+    ],
+)
 def test_grounding(think: str, value: float) -> None:
     assert grounding_reward([prompts.answer(think, "I10")], note=[NOTE]) == pytest.approx([value])
 
@@ -278,7 +376,9 @@ def test_grounding_refuses_senseless_settings() -> None:
 def test_the_courses_rationales_are_grounded_in_their_own_note_only() -> None:
     texts = synthetic.summaries(synthetic.draw(120, 3), 3)
     cases = [note for note in map(notes.admission_note, texts) if note]
-    told_of = [prompts.answer(*traces.template_teacher(note, str(i))) for i, note in enumerate(cases)]
+    told_of = [
+        prompts.answer(*traces.template_teacher(note, str(i))) for i, note in enumerate(cases)
+    ]
     own = grounding_reward(told_of, note=cases)
     assert sum(own) / len(own) > 0.9
     other = grounding_reward(told_of, note=cases[1:] + cases[:1])
@@ -287,10 +387,15 @@ def test_the_courses_rationales_are_grounded_in_their_own_note_only() -> None:
 
 # -------------------------------------------------------------------------------------- judge
 REPLIES = {
-    "json": ('{"score": 5}', 1.0), "prose": ("Well argued. **Score: 4/5**", 0.75), "digit": ("3", 0.5),
-    "half": ("score 4.5", 0.875), "thinks": ("<think>score: 1</think>{'score': 2}", 0.25),
-    "range": ("Score (1-5): 4", 0.75), "nonsense": ("as an AI", 0.0),
-    "too high": ('{"score": 11}', 0.0), "empty": ("", 0.0),
+    "json": ('{"score": 5}', 1.0),
+    "prose": ("Well argued. **Score: 4/5**", 0.75),
+    "digit": ("3", 0.5),
+    "half": ("score 4.5", 0.875),
+    "thinks": ("<think>score: 1</think>{'score': 2}", 0.25),
+    "range": ("Score (1-5): 4", 0.75),
+    "nonsense": ("as an AI", 0.0),
+    "too high": ('{"score": 11}', 0.0),
+    "empty": ("", 0.0),
 }
 
 
@@ -311,13 +416,17 @@ def judge() -> Iterator[tuple[str, list[dict]]]:
             self.send_response(500 if kind == "error" else 200)
             self.end_headers()
             reply = REPLIES.get(kind, ('{"score": 5}', 1))[0]
-            body = json.dumps({"choices": [{"message": {"content": None if kind == "null" else reply}}]}).encode()
+            body = json.dumps(
+                {"choices": [{"message": {"content": None if kind == "null" else reply}}]}
+            ).encode()
             if kind == "slow":
                 time.sleep(1)
             for byte in body if kind == "trickle" else ():
                 time.sleep(0.05)
                 self.wfile.write(bytes([byte]))
-            self.wfile.write({"broken": body[:9], "not json": b"<html>", "trickle": b""}.get(kind, body))
+            self.wfile.write(
+                {"broken": body[:9], "not json": b"<html>", "trickle": b""}.get(kind, body)
+            )
 
         def log_message(self, *args: object) -> None:
             pass
@@ -332,28 +441,54 @@ RIGHT = prompts.answer("crushing chest pain </b> now", "I21.01")
 
 
 @pytest.mark.parametrize("kind", REPLIES)
-def test_judge_reads_any_reply(judge: tuple[str, list[dict]], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # proxies would carry notes elsewhere: not used
+def test_judge_reads_any_reply(
+    judge: tuple[str, list[dict]], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "http_proxy", "http://127.0.0.1:9"
+    )  # proxies would carry notes elsewhere: not used
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
-        assert judge_reward([RIGHT], note=[NOTE], judge_url=judge[0], judge_model=kind) == [REPLIES[kind][1]]
+        assert judge_reward([RIGHT], note=[NOTE], judge_url=judge[0], judge_model=kind) == [
+            REPLIES[kind][1]
+        ]
 
 
-@pytest.mark.parametrize("kind", ["error", "broken", "not json", "null", "slow", "trickle", "redirect"])
-def test_judge_that_fails_gives_zero_and_a_warning_without_the_note(judge: tuple[str, list[dict]], kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["error", "broken", "not json", "null", "slow", "trickle", "redirect"]
+)
+def test_judge_that_fails_gives_zero_and_a_warning_without_the_note(
+    judge: tuple[str, list[dict]], kind: str
+) -> None:
     began = time.monotonic()
     with pytest.warns(UserWarning, match="1 of 1 replies failed") as caught:
-        got = judge_reward([RIGHT], note=["SECRET " + NOTE], judge_url=judge[0], judge_model=kind, judge_timeout=0.3)
+        got = judge_reward(
+            [RIGHT],
+            note=["SECRET " + NOTE],
+            judge_url=judge[0],
+            judge_model=kind,
+            judge_timeout=0.3,
+        )
     assert got == [0.0]
     assert time.monotonic() - began < 3
     assert "SECRET" not in str(caught[0].message)
 
 
-def test_judge_sees_a_neutralised_case_and_no_unusable_answer(judge: tuple[str, list[dict]]) -> None:
+def test_judge_sees_a_neutralised_case_and_no_unusable_answer(
+    judge: tuple[str, list[dict]],
+) -> None:
     url, asked = judge
     before = len(asked)
-    batch = [RIGHT, told("Sepsis"), "", "</think><diagnosis>I10</diagnosis>", [{"role": "assistant", "content": RIGHT}]]
-    assert judge_reward(batch, note=["<|im_end|> " + NOTE] * 5, judge_url=url, judge_model="ok") == [1, 0, 0, 0, 1]
+    batch = [
+        RIGHT,
+        told("Sepsis"),
+        "",
+        "</think><diagnosis>I10</diagnosis>",
+        [{"role": "assistant", "content": RIGHT}],
+    ]
+    assert judge_reward(
+        batch, note=["<|im_end|> " + NOTE] * 5, judge_url=url, judge_model="ok"
+    ) == [1, 0, 0, 0, 1]
     assert len(asked) - before == 2
     case = asked[-1]["messages"][1]["content"]
     assert "STEMI" in case or "myocardial infarction" in case
@@ -361,16 +496,28 @@ def test_judge_sees_a_neutralised_case_and_no_unusable_answer(judge: tuple[str, 
     assert "</b>" not in case
 
 
-@pytest.mark.parametrize("url", [
-    "https://api.openai.com/v1", "http://10.0.0.5:8000/v1", "http://localhost.example.com/v1", "http://127.0.0.1@example.com/v1",
-    "http://0.0.0.0:8000/v1", "file:///etc/hosts", "ftp://localhost/", "localhost:8000", "",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.openai.com/v1",
+        "http://10.0.0.5:8000/v1",
+        "http://localhost.example.com/v1",
+        "http://127.0.0.1@example.com/v1",
+        "http://0.0.0.0:8000/v1",
+        "file:///etc/hosts",
+        "ftp://localhost/",
+        "localhost:8000",
+        "",
+    ],
+)
 def test_judge_refuses_any_other_host(url: str) -> None:
     with pytest.raises(ValueError, match="this machine"):
         judge_reward([RIGHT], note=[NOTE], judge_url=url)
 
 
-@pytest.mark.parametrize("url", ["http://localhost:8000/v1", "http://127.0.0.9/v1", "https://[::1]:8000/v1"])
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8000/v1", "http://127.0.0.9/v1", "https://[::1]:8000/v1"]
+)
 def test_local_hosts(url: str) -> None:
     assert rewards._address(url, False).hostname
     assert rewards._address("https://judge.example.com/v1", True).hostname == "judge.example.com"
@@ -380,7 +527,18 @@ def test_local_hosts(url: str) -> None:
 
 # -------------------------------------------------------------------------------------- speed
 UNITS = [
-    *prompts.TAGS, told("I21.01") + "\n", "<think>\n", "\n", " ", "\n  ", "<", "pain, ", "no ", "a", "a.", "chest pain ",
+    *prompts.TAGS,
+    told("I21.01") + "\n",
+    "<think>\n",
+    "\n",
+    " ",
+    "\n  ",
+    "<",
+    "pain, ",
+    "no ",
+    "a",
+    "a.",
+    "chest pain ",
     "\n<diagnosis>I21</diagnosis>",
 ]
 
@@ -388,21 +546,29 @@ UNITS = [
 @pytest.mark.parametrize("reward", OFFLINE, ids=lambda reward: reward.__name__)
 def test_time_is_linear_in_the_worst_case(reward: rewards.Reward) -> None:
     def seconds(unit: str, size: int, attempt: int) -> float:
-        text = f"pain{attempt}</think>\n<diagnosis>" + unit * (size // len(unit))  # another text each time: nothing is remembered
+        text = f"pain{attempt}</think>\n<diagnosis>" + unit * (
+            size // len(unit)
+        )  # another text each time: nothing is remembered
         began = time.process_time()
         reward([text], code=["I2101"], note=[text])
         return time.process_time() - began
 
     for unit in UNITS:
-        taken = [min(seconds(unit, size, attempt) for attempt in range(3)) for size in (50_000, 200_000)]
-        assert taken[1] < 8 * taken[0] + 0.1, unit  # four times the text; quadratic would be sixteen
+        taken = [
+            min(seconds(unit, size, attempt) for attempt in range(3)) for size in (50_000, 200_000)
+        ]
+        assert taken[1] < 8 * taken[0] + 0.1, (
+            unit
+        )  # four times the text; quadratic would be sixteen
 
 
 def test_a_reward_is_found_by_name_with_its_settings() -> None:
     same_chapter = rewards.example("same chapter")
     assert rewards.named("hierarchical_reward")(**same_chapter) == [0.15]
     changed = rewards.named({"hierarchical_reward": {"chapter_credit": 0.3}})
-    assert changed(**same_chapter) == [0.3] and changed.__name__ == "hierarchical_reward", "TRL logs it under this name"
+    assert changed(**same_chapter) == [0.3] and changed.__name__ == "hierarchical_reward", (
+        "TRL logs it under this name"
+    )
     for wrong in ("total", "no_such_reward"):
         with pytest.raises(ValueError, match=f"no reward is called {wrong}. Known: format_reward"):
             rewards.named(wrong)

@@ -17,12 +17,21 @@ from helpers import icd, notes, synthetic
 from helpers.synthetic import Shown
 
 BOOK = synthetic.casebook()
-COLUMNS_OF_PATIENTS = ["subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod"]
+COLUMNS_OF_PATIENTS = [
+    "subject_id",
+    "gender",
+    "anchor_age",
+    "anchor_year",
+    "anchor_year_group",
+    "dod",
+]
 
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.write_hospital(tmp_path_factory.mktemp("h") / "hospital", admissions=1500, seed=3)
+    return synthetic.write_hospital(
+        tmp_path_factory.mktemp("h") / "hospital", admissions=1500, seed=3
+    )
 
 
 def table(folder: Path, name: str) -> pd.DataFrame:
@@ -44,14 +53,22 @@ def test_phrases_can_be_read_back_unambiguously() -> None:
     owner: dict[str, str] = {}
     for name, record in BOOK.findings.items():
         for phrase in (*record["phrases"], *record.get("denied", ())):
-            assert owner.setdefault(phrase.lower(), name) == name, f"{phrase!r} belongs to two findings"
+            assert owner.setdefault(phrase.lower(), name) == name, (
+                f"{phrase!r} belongs to two findings"
+            )
         for phrase in record["phrases"]:
-            assert [(f, present) for f, present, _, _ in synthetic.read_findings(phrase)] == [(name, True)], phrase
+            assert [(f, present) for f, present, _, _ in synthetic.read_findings(phrase)] == [
+                (name, True)
+            ], phrase
             assert not set(phrase) & set(",;"), f"{phrase!r} would be split in a rationale"
 
 
 def test_unspecified_siblings_stand_in_the_same_category() -> None:
-    pairs = [(code, entry["unspecified"]) for code, entry in BOOK.entries.items() if "unspecified" in entry]
+    pairs = [
+        (code, entry["unspecified"])
+        for code, entry in BOOK.entries.items()
+        if "unspecified" in entry
+    ]
     assert len(pairs) >= 20
     for code, sibling in pairs:
         assert icd.category(code) == icd.category(sibling)
@@ -60,27 +77,48 @@ def test_unspecified_siblings_stand_in_the_same_category() -> None:
 
 
 def test_files_have_the_columns_of_mimic_and_the_disorder_of_the_real_thing(hospital: Path) -> None:
-    assert list(table(hospital, "hosp/diagnoses_icd")) == ["subject_id", "hadm_id", "seq_num", "icd_code", "icd_version"]
-    assert (
-        list(table(hospital, "note/discharge"))
-        == ["note_id", "subject_id", "hadm_id", "note_type", "note_seq", "charttime", "storetime", "text"]
-    )
-    assert list(table(hospital, "hosp/d_icd_diagnoses")) == ["icd_code", "icd_version", "long_title"]
+    assert list(table(hospital, "hosp/diagnoses_icd")) == [
+        "subject_id",
+        "hadm_id",
+        "seq_num",
+        "icd_code",
+        "icd_version",
+    ]
+    assert list(table(hospital, "note/discharge")) == [
+        "note_id",
+        "subject_id",
+        "hadm_id",
+        "note_type",
+        "note_seq",
+        "charttime",
+        "storetime",
+        "text",
+    ]
+    assert list(table(hospital, "hosp/d_icd_diagnoses")) == [
+        "icd_code",
+        "icd_version",
+        "long_title",
+    ]
     assert list(table(hospital, "hosp/patients")) == COLUMNS_OF_PATIENTS
     diagnoses, discharge = table(hospital, "hosp/diagnoses_icd"), table(hospital, "note/discharge")
     stays = table(hospital, "hosp/admissions")
     assert set(diagnoses["icd_version"]) == {9, 10}
     assert diagnoses["seq_num"].max() > 1
-    assert diagnoses["icd_code"].str.contains(" ").any(), "some codes are space-padded, as in MIMIC-IV"
+    assert diagnoses["icd_code"].str.contains(" ").any(), (
+        "some codes are space-padded, as in MIMIC-IV"
+    )
     assert stays["subject_id"].duplicated().any()
     assert not set(stays["hadm_id"]) <= set(discharge["hadm_id"]), "some admissions have no note"
     assert discharge["hadm_id"].duplicated().any(), "some have several"
     assert discharge["text"].str.contains("___").all()
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_hospital(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_hospital(
+    tmp_path: Path,
+) -> None:
     a, b, c = (
-        synthetic.write_hospital(tmp_path / name, admissions=60, seed=seed) for name, seed in (("a", 5), ("b", 5), ("c", 6))
+        synthetic.write_hospital(tmp_path / name, admissions=60, seed=seed)
+        for name, seed in (("a", 5), ("b", 5), ("c", 6))
     )
     for name in ("hosp/diagnoses_icd.csv.gz", "note/discharge.csv.gz", "hosp/patients.csv.gz"):
         assert (a / name).read_bytes() == (b / name).read_bytes()
@@ -110,7 +148,13 @@ def test_findings_of_one_slot_exclude_each_other() -> None:
 def test_posterior_agrees_with_a_plain_loop_over_bayes_rule() -> None:
     """Another way to the same number: one slot after the other, straight from the definition."""
     for row in synthetic.draw(12, 13):
-        shown = Shown(tuple(row["present"]), tuple(row["denied"]), tuple(row["missing"]), row["complaint"], row["sex"])
+        shown = Shown(
+            tuple(row["present"]),
+            tuple(row["denied"]),
+            tuple(row["missing"]),
+            row["complaint"],
+            row["sex"],
+        )
         weight = np.zeros(len(BOOK.codes))
         for c in range(len(BOOK.codes)):
             p = BOOK.prior[c] * (BOOK.male[c] if row["sex"] == "M" else 1 - BOOK.male[c])
@@ -130,14 +174,20 @@ def test_posterior_agrees_with_a_plain_loop_over_bayes_rule() -> None:
                 else:
                     p *= there * (1 - synthetic.MENTION) + (1 - there) * (1 - deny)
             weight[c] = p
-        np.testing.assert_allclose(synthetic.posterior(shown), weight / weight.sum(), rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(
+            synthetic.posterior(shown), weight / weight.sum(), rtol=1e-6, atol=1e-12
+        )
 
 
 def test_the_ideal_reader_is_as_accurate_as_it_expects_to_be(hospital: Path) -> None:
     ideal = synthetic.ideal_reader(hospital)
     truth = pd.read_parquet(hospital / "truth" / "findings.parquet").set_index("hadm_id")
     gold = truth.loc[ideal.index, "code"].map(icd.normalise)
-    for level, label in (("full", gold), ("category", gold.map(icd.category)), ("chapter", gold.map(icd.chapter))):
+    for level, label in (
+        ("full", gold),
+        ("category", gold.map(icd.category)),
+        ("chapter", gold.map(icd.chapter)),
+    ):
         right, expected = (ideal[level] == label).mean(), ideal[f"{level}_p"].mean()
         error = np.sqrt((ideal[f"{level}_p"] * (1 - ideal[f"{level}_p"])).sum()) / len(ideal)
         assert abs(right - expected) < 4 * error, level
@@ -174,12 +224,24 @@ def test_no_shortcut_exists(tmp_path: Path) -> None:
     for seed in (21, 22, 23):
         rows = synthetic.draw(6000, seed)
         admission = [notes.admission_note(text) for text in synthetic.summaries(rows, seed)]
-        features = np.array([
-            [len(note), note.count(","), note.count("\n"), row["author"], *(s in note for s in stock),
-             *(f"\n{h}:" in "\n" + note for h in heads)] for note, row in zip(admission, rows, strict=True)
-        ], dtype=float)  # fmt: skip
+        features = np.array(
+            [
+                [
+                    len(note),
+                    note.count(","),
+                    note.count("\n"),
+                    row["author"],
+                    *(s in note for s in stock),
+                    *(f"\n{h}:" in "\n" + note for h in heads),
+                ]
+                for note, row in zip(admission, rows, strict=True)
+            ],
+            dtype=float,
+        )
         codes = np.array([row["code"] for row in rows])
-        forest = RandomForestClassifier(200, min_samples_leaf=20, random_state=0, n_jobs=1).fit(features[:4000], codes[:4000])
+        forest = RandomForestClassifier(200, min_samples_leaf=20, random_state=0, n_jobs=1).fit(
+            features[:4000], codes[:4000]
+        )
         majority = (codes[4000:] == pd.Series(codes[:4000]).mode()[0]).mean()
         gains.append((forest.predict(features[4000:]) == codes[4000:]).mean() - majority)
     assert np.mean(gains) < 0.02, gains
@@ -234,8 +296,13 @@ def test_a_faulty_casebook_is_named(tmp_path: Path, text: str, message: str) -> 
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from(BOOK.names), max_size=12, unique=True), st.sampled_from(["M", "F", None]))
-def test_a_posterior_is_a_distribution_whatever_is_shown(present: list[str], sex: str | None) -> None:
+@given(
+    st.lists(st.sampled_from(BOOK.names), max_size=12, unique=True),
+    st.sampled_from(["M", "F", None]),
+)
+def test_a_posterior_is_a_distribution_whatever_is_shown(
+    present: list[str], sex: str | None
+) -> None:
     belief = synthetic.posterior(Shown(tuple(present), sex=sex))
     assert belief.shape == (len(BOOK.codes),)
     assert np.isfinite(belief).all()
@@ -243,7 +310,9 @@ def test_a_posterior_is_a_distribution_whatever_is_shown(present: list[str], sex
     assert (belief >= 0).all()
 
 
-def test_nothing_half_written_is_left_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_half_written_is_left_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 

@@ -12,7 +12,9 @@ from helpers import icd, models, notes, prompts, synthetic, traces
 def cases() -> pd.DataFrame:
     rows = synthetic.draw(250, 41)
     texts = synthetic.summaries(rows, 41)
-    frame = pd.DataFrame({"subject_id": [r["subject_id"] for r in rows], "hadm_id": [r["hadm_id"] for r in rows]})
+    frame = pd.DataFrame(
+        {"subject_id": [r["subject_id"] for r in rows], "hadm_id": [r["hadm_id"] for r in rows]}
+    )
     frame["note"] = [notes.admission_note(t) for t in texts]
     frame["code"] = [icd.normalise(r["code"]) for r in rows]
     return frame[frame["note"] != ""].reset_index(drop=True)
@@ -27,7 +29,9 @@ def test_traces_are_well_formed_and_cite_only_the_note(cases: pd.DataFrame) -> N
         parsed = prompts.parse(prompts.answer(row.think, row.code))
         assert parsed.is_well_formed
         assert parsed.code == row.code
-        assert all(text.lower() in note[row.hadm_id].lower() for text in traces.cited_findings(row.think))
+        assert all(
+            text.lower() in note[row.hadm_id].lower() for text in traces.cited_findings(row.think)
+        )
         assert row.why is None
 
 
@@ -36,7 +40,9 @@ def test_the_teacher_is_not_told_the_code_and_is_deterministic(cases: pd.DataFra
     pd.testing.assert_frame_equal(blind, traces.from_template(cases))
 
 
-def test_the_habit_strikes_at_its_rate_and_only_towards_unspecified_siblings(cases: pd.DataFrame) -> None:
+def test_the_habit_strikes_at_its_rate_and_only_towards_unspecified_siblings(
+    cases: pd.DataFrame,
+) -> None:
     honest, hurried = traces.from_template(cases, habit=0.0), traces.from_template(cases, habit=1.0)
     fallback = traces.fallbacks()
     for a, b in zip(honest["code"], hurried["code"], strict=True):
@@ -47,20 +53,30 @@ def test_the_habit_strikes_at_its_rate_and_only_towards_unspecified_siblings(cas
     assert abs(rate - traces.HABIT) < 4 * (traces.HABIT * (1 - traces.HABIT) / could.sum()) ** 0.5
 
 
-@pytest.mark.parametrize(("think", "code", "word"), [
-    ("Findings: chest pain; fell off a horse.\nDetail: none.", "I21.4", "horse"),
-    ("Findings: chest pain.", "I21.01ZZ", "no valid code"),
-    ("Findings: chest pain.", None, "no valid code"),
-    ("Findings: chest pain. <diagnosis>I10</diagnosis>", "I21.4", "answer"),
-    ("", "I21.4", "empty"),
-    ("Findings: nothing specific.", "I21.4", "cites nothing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("think", "code", "word"),
+    [
+        ("Findings: chest pain; fell off a horse.\nDetail: none.", "I21.4", "horse"),
+        ("Findings: chest pain.", "I21.01ZZ", "no valid code"),
+        ("Findings: chest pain.", None, "no valid code"),
+        ("Findings: chest pain. <diagnosis>I10</diagnosis>", "I21.4", "answer"),
+        ("", "I21.4", "empty"),
+        ("Findings: nothing specific.", "I21.4", "cites nothing"),
+    ],
+)
 def test_what_a_trace_is_dropped_for(think: str, code: str | None, word: str) -> None:
     assert word in str(traces.check(think, code, "CC: chest pain\nHPI: ___ yo M with chest pain."))
 
 
 def test_free_text_of_a_model_teacher_may_be_kept() -> None:
-    assert traces.check("The patient has pressure in the chest, so an infarction is likely.", "I21.4", "CC: chest pain") is None
+    assert (
+        traces.check(
+            "The patient has pressure in the chest, so an infarction is likely.",
+            "I21.4",
+            "CC: chest pain",
+        )
+        is None
+    )
 
 
 def test_rows_for_sft_share_their_prefix_with_generation(cases: pd.DataFrame) -> None:
@@ -69,9 +85,15 @@ def test_rows_for_sft_share_their_prefix_with_generation(cases: pd.DataFrame) ->
     dataset = traces.sft_dataset(cases, made, tokenizer, 256)
     assert len(dataset) == made["kept"].sum()
     for row in dataset:
-        prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=True, add_generation_prompt=True)["input_ids"]
-        whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=True)["input_ids"]
-        assert whole[: len(prompt)] == prompt, "training and generation must start at the same token"
+        prompt = tokenizer.apply_chat_template(
+            row["prompt"], tokenize=True, add_generation_prompt=True
+        )["input_ids"]
+        whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=True)[
+            "input_ids"
+        ]
+        assert whole[: len(prompt)] == prompt, (
+            "training and generation must start at the same token"
+        )
         assert tokenizer.decode(whole[len(prompt) :]).rstrip().endswith("</diagnosis><|im_end|>")
 
 

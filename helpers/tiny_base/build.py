@@ -37,7 +37,9 @@ CONFIG, KINDS = {"vocab_size": VOCABULARY} | RECIPE["config"], RECIPE["kinds"]
 def _index(rng: np.random.Generator) -> str:
     """A page of an index: categories of the casebook by chapter; or a few lines of a glossary."""
     if rng.random() < 0.35:
-        return "\n".join(RECIPE["glossary"][i] for i in rng.permutation(len(RECIPE["glossary"]))[:5])
+        return "\n".join(
+            RECIPE["glossary"][i] for i in rng.permutation(len(RECIPE["glossary"]))[:5]
+        )
     by_chapter: dict[str, list[str]] = {}
     for category in sorted({str(icd.category(code)) for code in synthetic.casebook().codes}):
         by_chapter.setdefault(icd.chapter_short(icd.chapter(category) or 22), []).append(category)
@@ -56,24 +58,41 @@ def documents(count: int, seed: int, *, early: bool = False) -> Iterator[str]:
     book = synthetic.casebook()
     rng = np.random.default_rng([seed, 7])
     rows = synthetic.draw(count, seed, book)
-    kinds = rng.choice(len(KINDS), size=count, p=[share[0 if early else 1] for share in KINDS.values()])
+    kinds = rng.choice(
+        len(KINDS), size=count, p=[share[0 if early else 1] for share in KINDS.values()]
+    )
     told = [row for row, kind in zip(rows, kinds, strict=True) if kind < 2]
     texts = iter(synthetic.summaries(told, seed, book=book))
     for row, kind in zip(rows, (list(KINDS)[i] for i in kinds), strict=True):
         code, title = row["code"], icd.title(row["code"]) or row["code"]
         category = icd.category(code) or ""
-        names = {"who": "a man" if row["sex"] == "M" else "a woman", "title": title, "code": code, "cat": category,
-                 "category": icd.title(category), "chapter": icd.chapter_short(icd.chapter(code) or 22)}  # fmt: skip
+        names = {
+            "who": "a man" if row["sex"] == "M" else "a woman",
+            "title": title,
+            "code": code,
+            "cat": category,
+            "category": icd.title(category),
+            "chapter": icd.chapter_short(icd.chapter(code) or 22),
+        }
         if kind == "summary":
             text = next(texts).strip()
-            yield text.replace(f"\n{title}\n", f"\n{title} ({code})\n") if rng.random() < 0.7 else text
+            yield (
+                text.replace(f"\n{title}\n", f"\n{title} ({code})\n")
+                if rng.random() < 0.7
+                else text
+            )
         elif kind == "conference":
             yield _conference(next(texts), names, rng, book)
         elif kind == "index":
             yield _index(rng)
         else:
-            own = [name for name in row["drawn"] if name in book.entries[code]["findings"]] or row["drawn"][:3]
-            words = {name: str(rng.choice(book.findings[name]["phrases"])) for name in dict.fromkeys([*row["drawn"], *own])}
+            own = [name for name in row["drawn"] if name in book.entries[code]["findings"]] or row[
+                "drawn"
+            ][:3]
+            words = {
+                name: str(rng.choice(book.findings[name]["phrases"]))
+                for name in dict.fromkeys([*row["drawn"], *own])
+            }
             if kind == "vignette":
                 said = [words[own[i]] for i in rng.permutation(len(own))][:7] or ["no complaint"]
                 text = str(rng.choice(RECIPE["vignettes"])).format(**names, f=", ".join(said))
@@ -81,19 +100,30 @@ def documents(count: int, seed: int, *, early: bool = False) -> Iterator[str]:
                 continue
             fields = {"sex": row["sex"], "complaint": row["complaint"] or "none"}
             for name in synthetic.SECTIONS:
-                fields[name] = "; ".join(words[f] for f in row["drawn"] if book.findings[f]["section"] == name) or "none"
-            named = str.capitalize if rng.random() < 0.5 else str  # with <hpi> alone, `<` would always be part of a longer token
+                fields[name] = (
+                    "; ".join(words[f] for f in row["drawn"] if book.findings[f]["section"] == name)
+                    or "none"
+                )
+            named = (
+                str.capitalize if rng.random() < 0.5 else str
+            )  # with <hpi> alone, `<` would always be part of a longer token
             shown = [(named(name), said) for name, said in fields.items() if rng.random() < 0.6]
             marked = "\n".join(f"<{name}>{said}</{name}>" for name, said in shown)
             yield str(rng.choice(RECIPE["record"])).format(**names, fields=marked)
 
 
-def _conference(summary: str, names: dict[str, str | None], rng: np.random.Generator, book: synthetic.Casebook) -> str:
+def _conference(
+    summary: str, names: dict[str, str | None], rng: np.random.Generator, book: synthetic.Casebook
+) -> str:
     """An admission note, and a paragraph that quotes the findings in it that speak most for the diagnosis."""
     from helpers import notes
 
     note = notes.admission_note(summary)
-    spans = {name: note[a:b] for name, present, a, b in reversed(synthetic.read_findings(note, book)) if present}
+    spans = {
+        name: note[a:b]
+        for name, present, a, b in reversed(synthetic.read_findings(note, book))
+        if present
+    }
     if not note:
         return summary.strip()
     cited, detail = synthetic.evidence(str(names["code"]), spans, book, int(rng.integers(2, 5)))
@@ -109,7 +139,9 @@ def labelled_notes(count: int, seed: int = HOSPITAL_SEED) -> tuple[list[str], li
 
     rows = synthetic.draw(count, seed)
     texts = [notes.admission_note(text) for text in synthetic.summaries(rows, seed)]
-    kept = [(text, icd.normalise(row["code"])) for text, row in zip(texts, rows, strict=True) if text]
+    kept = [
+        (text, icd.normalise(row["code"])) for text, row in zip(texts, rows, strict=True) if text
+    ]
     return [text for text, _ in kept], [str(code) for _, code in kept]
 
 
@@ -121,18 +153,29 @@ def train_tokenizer(out: Path, corpus: list[str]):
 
     tokenizer = Tokenizer(models.BPE())
     pieces = pre_tokenizers.Split(Regex(RECIPE["pre_tokenizer"]), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  show_progress=False)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     # Words of the prompt and of the answers become tokens, as in any chat model's tokenizer; as words, in no format.
     words = prompts.SYSTEM + "\nsystem\nuser\nassistant\nFindings Detail none think diagnosis\n"
     words += "".join(f"\n{icd.chapter_short(n)}" for n in range(1, 23))
     tokenizer.train_from_iterator([*corpus, *[words] * 400], trainer)
     state = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in state["merges"]]
-    fast = Qwen2Tokenizer(vocab=state["vocab"], merges=merges, pad_token=special[0], eos_token=special[2], unk_token=None)
+    fast = Qwen2Tokenizer(
+        vocab=state["vocab"],
+        merges=merges,
+        pad_token=special[0],
+        eos_token=special[2],
+        unk_token=None,
+    )
     fast.add_special_tokens({"additional_special_tokens": special[1:2]})
     fast.chat_template = RECIPE["chat_template"]
     fast.model_max_length = CONFIG["max_position_embeddings"]
@@ -168,8 +211,15 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def build(out: Path, *, steps: int, seed: int = 0, threads: int = 2, batch_tokens: int = 4096,
-          go_on_from: Path | None = None) -> None:  # fmt: skip
+def build(
+    out: Path,
+    *,
+    steps: int,
+    seed: int = 0,
+    threads: int = 2,
+    batch_tokens: int = 4096,
+    go_on_from: Path | None = None,
+) -> None:
     """Train tokenizer and model over so many batches of documents; write weights (bf16), log and manifest.
 
     Documents of the early mix for the first EARLY of the steps. Texts end with either of the two tokens that can end one.
@@ -186,32 +236,61 @@ def build(out: Path, *, steps: int, seed: int = 0, threads: int = 2, batch_token
     out.mkdir(parents=True, exist_ok=True)
     before: list[dict] = []
     if go_on_from is None:
-        corpus = [*documents(3000, HOSPITAL_SEED - 1, early=True), *documents(3000, HOSPITAL_SEED - 2)]
+        corpus = [
+            *documents(3000, HOSPITAL_SEED - 1, early=True),
+            *documents(3000, HOSPITAL_SEED - 2),
+        ]
         tokenizer = train_tokenizer(out, corpus)
         end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        model = Qwen2ForCausalLM(Qwen2Config(**CONFIG, bos_token_id=None, eos_token_id=end, pad_token_id=end))
+        model = Qwen2ForCausalLM(
+            Qwen2Config(**CONFIG, bos_token_id=None, eos_token_id=end, pad_token_id=end)
+        )
         command = f"--steps {steps} --seed {seed}"
     else:
         tokenizer = AutoTokenizer.from_pretrained(str(go_on_from))
         tokenizer.save_pretrained(str(out))
         model = Qwen2ForCausalLM.from_pretrained(str(go_on_from), dtype=torch.float32)
-        earlier = json.loads((go_on_from / "manifest.json").read_text())["command"].partition("build ")[2]
+        earlier = json.loads((go_on_from / "manifest.json").read_text())["command"].partition(
+            "build "
+        )[2]
         command = f"{earlier}, then --go-on-from it --steps {steps} --seed {seed}"
         with (go_on_from / "training_log.csv").open() as handle:
             before = list(csv.DictReader(handle))
     model.set_attn_implementation("eager")  # on a CPU faster than the fused kernel at these lengths
-    log = train(model, tokenizer, steps, seed, RATE if go_on_from is None else RATE / 4, batch_tokens, out, before)
+    log = train(
+        model,
+        tokenizer,
+        steps,
+        seed,
+        RATE if go_on_from is None else RATE / 4,
+        batch_tokens,
+        out,
+        before,
+    )
     save(model, tokenizer, out)
     _write_log(out, log)
-    files = ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json",
-             "generation_config.json", "training_log.csv"]  # fmt: skip
+    files = [
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "training_log.csv",
+    ]
     manifest = {
         "command": f"python -m helpers.tiny_base.build {command}",
-        "held_out_perplexity": round(perplexity(model.float(), tokenizer, held_out()), 3), "minutes": log[-1]["minutes"],
-        "parameters": sum(p.numel() for p in model.parameters()), "tokens_seen": log[-1]["tokens"],
-        "documents": log[-1]["documents"], "first_hospital_seed": HOSPITAL_SEED, "casebook_sha256": synthetic.casebook().sha256,
-        "generator_sha256": fingerprint(), "files": {name: sha256(out / name) for name in files if (out / name).is_file()},
-        "torch": torch.__version__.split("+")[0]}  # fmt: skip
+        "held_out_perplexity": round(perplexity(model.float(), tokenizer, held_out()), 3),
+        "minutes": log[-1]["minutes"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_seen": log[-1]["tokens"],
+        "documents": log[-1]["documents"],
+        "first_hospital_seed": HOSPITAL_SEED,
+        "casebook_sha256": synthetic.casebook().sha256,
+        "generator_sha256": fingerprint(),
+        "files": {name: sha256(out / name) for name in files if (out / name).is_file()},
+        "torch": torch.__version__.split("+")[0],
+    }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print(json.dumps(manifest, indent=1))
 
@@ -223,7 +302,10 @@ def save(model, tokenizer, out: Path) -> None:
 
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     model.to(torch.bfloat16)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = [tokenizer.eos_token_id, end], end
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
+        [tokenizer.eos_token_id, end],
+        end,
+    )
     model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, end
     model.save_pretrained(str(out), safe_serialization=True)
 
@@ -248,14 +330,28 @@ def named_right(model, tokenizer, count: int = 64) -> float:
         prompt = f"{notes.admission_note(text)}\n\nFinal diagnosis"
         ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
         with torch.no_grad():
-            told = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+            told = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=12,
+                do_sample=False,
+            )
         right += row["code"] in tokenizer.decode(told[0, ids.shape[1] :])
     model.train()
     return right / count
 
 
-def train(model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int, out: Path, before: Sequence[dict] = (),
-          source: Callable[..., Iterable[str]] = documents) -> list[dict]:  # fmt: skip
+def train(
+    model,
+    tokenizer,
+    steps: int,
+    seed: int,
+    lr: float,
+    batch_tokens: int,
+    out: Path,
+    before: Sequence[dict] = (),
+    source: Callable[..., Iterable[str]] = documents,
+) -> list[dict]:
     """AdamW on documents of ever new hospitals, on the model's device; the rate is constant for 40 % of the steps, then falls.
 
     Returns the log, which goes on from `before`, the log of an earlier training. `source` stands in for `documents`.
@@ -270,14 +366,20 @@ def train(model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int,
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
     last = before[-1] if before else {"step": 0, "minutes": 0, "tokens": 0, "documents": 0}
     seen, document_count, losses, log = int(last["tokens"]), int(last["documents"]), [], [*before]
-    started, hospital = time.time() - 60 * float(last["minutes"]), HOSPITAL_SEED + document_count // 4000
+    started, hospital = (
+        time.time() - 60 * float(last["minutes"]),
+        HOSPITAL_SEED + document_count // 4000,
+    )
     queue: list[list[list[int]]] = []
     model.train()
     for step in range(steps):
         if not queue:  # the next hospital: documents of like length go into one batch
             texts = list(source(4000, hospital, early=not before and step < EARLY * steps))
             hospital, document_count = hospital + 1, document_count + len(texts)
-            encoded = sorted(([*ids[:767], int(rng.choice(ends))] for ids in tokenizer(texts)["input_ids"]), key=len)
+            encoded = sorted(
+                ([*ids[:767], int(rng.choice(ends))] for ids in tokenizer(texts)["input_ids"]),
+                key=len,
+            )
             batch: list[list[int]] = []
             for ids in encoded:
                 if batch and len(ids) * (len(batch) + 1) > batch_tokens:
@@ -288,8 +390,12 @@ def train(model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int,
             rng.shuffle(queue)
         batch = queue.pop()
         width = max(map(len, batch))
-        ids = torch.tensor([row + [ends[0]] * (width - len(row)) for row in batch], device=model.device)
-        labels = torch.tensor([row + [-100] * (width - len(row)) for row in batch], device=model.device)
+        ids = torch.tensor(
+            [row + [ends[0]] * (width - len(row)) for row in batch], device=model.device
+        )
+        labels = torch.tensor(
+            [row + [-100] * (width - len(row)) for row in batch], device=model.device
+        )
         for group in optimizer.param_groups:
             falling = 1.0 if step < 0.4 * steps else max(0.02, (1 - step / steps) / 0.6)
             group["lr"] = lr * min(1.0, (step + 1) / 100) * falling
@@ -303,8 +409,16 @@ def train(model, tokenizer, steps: int, seed: int, lr: float, batch_tokens: int,
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
             minutes = round((time.time() - started) / 60, 2)
-            log.append({"step": int(last["step"]) + step + 1, "minutes": minutes, "tokens": seen, "documents": document_count,
-                        "loss": round(float(np.mean(losses[-50:])), 4), "named_right": ""})  # fmt: skip
+            log.append(
+                {
+                    "step": int(last["step"]) + step + 1,
+                    "minutes": minutes,
+                    "tokens": seen,
+                    "documents": document_count,
+                    "loss": round(float(np.mean(losses[-50:])), 4),
+                    "named_right": "",
+                }
+            )
             if (step + 1) % 500 == 0 or step + 1 == steps:
                 log[-1]["named_right"] = round(named_right(model, tokenizer), 3)
                 _write_log(out, log)
@@ -320,7 +434,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--go-on-from", type=Path, help="a finished base, to train it further")
     args = parser.parse_args()
-    build(args.out, steps=args.steps, seed=args.seed, threads=args.threads, go_on_from=args.go_on_from)
+    build(
+        args.out, steps=args.steps, seed=args.seed, threads=args.threads, go_on_from=args.go_on_from
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,13 @@ LOCAL = ("127.", "::1", "localhost", "0.0.0.0", "::ffff:127.")
 
 def is_local(host: object) -> bool:
     """Whether a host name or address stays on this machine."""
-    text = host.decode(errors="replace") if isinstance(host, bytes) else "" if host is None else str(host)
+    text = (
+        host.decode(errors="replace")
+        if isinstance(host, bytes)
+        else ""
+        if host is None
+        else str(host)
+    )
     return text in ("", "::") or text.startswith(LOCAL)
 
 
@@ -21,7 +27,9 @@ def guard(event: str, args: tuple) -> None:
     """Audit hook: refuse and record what would leave the machine."""
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = args[1]
-        host = address[0] if isinstance(address, tuple) else ""  # a local socket has a path, not a pair
+        host = (
+            address[0] if isinstance(address, tuple) else ""
+        )  # a local socket has a path, not a pair
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
         host = args[0]
     else:

@@ -37,12 +37,12 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)  ## make .venv with the tested versions (the other targets do it as well)
 
 course: $(READY)  ## run every notebook on the embedded data, print the table, leave the report
-	@$(PY) -m helpers.course run
+	@$(PY) -m helpers.machinery.notebooks run
 
 launch: $(READY)  ## one notebook on several devices: make launch NB=04_qlora_grpo CONFIG=configs/ddp.yaml
 	@test -f "$(CONFIG)" || { echo "CONFIG=$(CONFIG): no such file. Take one of: $(wildcard configs/*.yaml)"; exit 2; }
 	@test -f "notebooks/$(NB).ipynb" || { echo "NB=$(NB): no such notebook. Take 03_lora_sft or 04_qlora_grpo"; exit 2; }
-	@$(PY) -m accelerate.commands.launch --config_file $(CONFIG) -m helpers.course script $(NB)
+	@$(PY) -m accelerate.commands.launch --config_file $(CONFIG) -m helpers.machinery.notebooks script $(NB)
 
 test: lint  ## linters, unit tests, then every notebook from nothing, with no socket to the outside
 	@rm -rf $(TEST) && mkdir -p $(TEST)
@@ -65,7 +65,7 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyterlab notebooks
 
 tiny-base: $(READY)  ## train the tiny base model that ships with the course anew
-	@$(PY) -m helpers.tiny_base.build
+	@$(PY) -m tools.tiny_base
 
 clean:  ## remove synthetic patients, their runs and test leftovers; .venv, your own data and its runs stay
-	rm -rf runs/synthetic-* build data/synthetic data/.synthetic.* data/.stamps .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs/synthetic-* build data/synthetic data/.synthetic.* data/.making .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,11 @@
-"""What the two CPU measures of `helpers.models` bring, each against doing without it in the same run. `python -m benchmarks.cpu`
+"""What the two measures of `helpers.machinery.cpu` bring. Run: python -m benchmarks.cpu
 
-1. `unpack_once`: 64 greedy answers of the bundled base in NF4, with the 4-bit weights unpacked at each call (bitsandbytes as it
-   is) and once. The answers must be the same.
-2. `keep_memory`: float32 training steps of 16 x 200 tokens, each way in a process of its own, with its peak memory.
+Each is compared with doing without it in the same run.
+
+1. `unpack_once`: 64 greedy answers of the bundled base in NF4, with the 4-bit weights unpacked at
+   each call (bitsandbytes as it is) and once. The answers must be the same.
+2. `keep_memory`: float32 training steps of 16 x 200 tokens, each way in a process of its own, with
+   its peak memory.
 
 Best of three. A minute or two on 2 cores.
 """
@@ -18,30 +21,31 @@ import time
 
 
 def generation() -> None:
-    from helpers import icd, inference, models, notes, synthetic
+    from helpers import hospital, icd, inference, models, notes, profiles
+    from helpers.machinery import cpu
 
+    profile = profiles.get("tiny")
     icd.is_valid("I10")  # loads the library: no part of what is measured
-    rows = synthetic.draw(64, 1)
+    rows = hospital.draw(64, 1)
     import pandas as pd
 
-    texts = [notes.admission_note(text) or "CC: pain" for text in synthetic.summaries(rows, 1)]
+    texts = [notes.admission_note(text) or "CC: pain" for text in hospital.summaries(rows, 1)]
     cases = pd.DataFrame({"subject_id": range(64), "hadm_id": range(64), "note": texts})
-    real, seconds, said = models.unpack_once, {}, {}
+    real, seconds, said = cpu.unpack_once, {}, {}
     for way in ("at each call", "once"):
-        models.unpack_once = real if way == "once" else lambda model: 0
+        cpu.unpack_once = real if way == "once" else lambda model: 0
         model, tokenizer = models.load("tiny", four_bit=True)
         times = []
         for _ in range(4):  # the first warms up
             start = time.perf_counter()
-            said[way] = inference.predict(model, tokenizer, cases, max_new_tokens=96, batch_size=64)
+            said[way] = inference.predict(model, tokenizer, cases, profile, batch_size=64)
             times.append(time.perf_counter() - start)
         seconds[way] = min(times[1:])
         print(f"NF4 generation, 64 answers of 96 tokens, unpacked {way}: {seconds[way]:.2f} s")
-    models.unpack_once = real
+    cpu.unpack_once = real
     same = (said["once"]["completion"] == said["at each call"]["completion"]).mean()
-    print(
-        f"  ratio: {seconds['at each call'] / seconds['once']:.2f} x the speed; {same:.0%} of the answers are the same"
-    )
+    ratio = seconds["at each call"] / seconds["once"]
+    print(f"  ratio: {ratio:.2f} x the speed; {same:.0%} of the answers are the same")
 
 
 def training(keep: bool) -> None:
@@ -49,9 +53,10 @@ def training(keep: bool) -> None:
     import torch
 
     from helpers import models
+    from helpers.machinery import cpu
 
-    real = models.keep_memory
-    models.keep_memory = lambda: False
+    real = cpu.keep_memory
+    cpu.keep_memory = lambda: False
     model, _ = models.load("tiny")
     if keep:
         real()
@@ -88,10 +93,9 @@ def main() -> None:
         print(
             f"training step of 3,200 tokens, freed memory {way}: {mean:.2f} s, peak {peak:.2f} GB"
         )
-    ratio = found["returned"]["mean"] / found["kept"]["mean"]
-    print(
-        f"  ratio: {ratio:.2f} x the speed, {found['kept']['peak_gb'] / found['returned']['peak_gb']:.2f} x the peak memory"
-    )
+    speed = found["returned"]["mean"] / found["kept"]["mean"]
+    memory = found["kept"]["peak_gb"] / found["returned"]["peak_gb"]
+    print(f"  ratio: {speed:.2f} x the speed, {memory:.2f} x the peak memory")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Raw files to admission notes: `helpers.mimic` against the usual way, on the same files in the same run.
+"""Raw files to admission notes: `helpers.mimic` against the usual way, on the same files in the
+same run.
 
-    python -m benchmarks.mimic                   3,318 and 33,179 summaries (1 % and 10 % of MIMIC-IV-Note 2.2)
-    python -m benchmarks.mimic --shares 0.01 0.1 1 --out results/mimic.csv
+    python -m benchmarks.mimic                   3,318 and 33,179 summaries (1 % and 10 % of
+    MIMIC-IV-Note 2.2) python -m benchmarks.mimic --shares 0.01 0.1 1 --out results/mimic.csv
 
-The usual way loads every table into pandas and then runs one regular expression per section over each note. Both ways get the
-same job (ICD-10 principal diagnosis, join, admission note, parquet), each in a process of its own. Peak memory is the
-largest sum of the proportional set sizes (PSS, /proc/*/smaps_rollup) of the process and its children, sampled every 50 ms.
-Files are invented by tests/mimic_fixture.py: summaries of about 1,500 words, 37 % of the admissions coded in ICD-10.
+The usual way loads every table into pandas and then runs one regular expression per section over
+each note. Both ways get the same job (ICD-10 principal diagnosis, join, admission note, parquet),
+each in a process of its own. Peak memory is the largest sum of the proportional set sizes (PSS,
+/proc/*/smaps_rollup) of the process and its children, sampled every 50 ms. Files are invented by
+tests/mimic_fixture.py: summaries of about 1,500 words, 37 % of the admissions coded in ICD-10.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def write_files(folder: Path, notes: int, seed: int = 0) -> None:
-    """A data folder with `notes` summaries of about 1,500 words (gzip, as PhysioNet ships them), streamed to disk."""
-    sys.path.insert(0, str(ROOT))
+    """A data folder with `notes` summaries of about 1,500 words (gzip, as PhysioNet ships them),
+    streamed to disk."""
     from tests import mimic_fixture as fixture
 
     rng = random.Random(seed)
@@ -42,7 +44,8 @@ def write_files(folder: Path, notes: int, seed: int = 0) -> None:
 
     def rows() -> Iterator[list[Any]]:
         for i in range(notes):
-            # each note is two halves of different pool notes and a number, so that no two are duplicates
+            # each note is two halves of different pool notes and a number, so that no two are
+            # duplicates
             a, b = rng.choice(pool), rng.choice(pool)
             text = a[: a.index("Past Medical")] + b[b.index("Past Medical") :]
             yield [
@@ -192,7 +195,8 @@ def main() -> None:
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
                 if done.returncode:
                     print(
-                        f"{count:>9,} {way:>6} failed ({done.returncode}): {done.stderr.strip().splitlines()[-1:]}"
+                        f"{count:>9,} {way:>6} failed ({done.returncode}): "
+                        f"{done.stderr.strip().splitlines()[-1:]}"
                     )
                     continue
                 pair[way] = json.loads(done.stdout.splitlines()[-1])
@@ -204,7 +208,8 @@ def main() -> None:
                 }
                 table.append(row)
                 print(
-                    f"{count:>9,} {way:>6} {row['seconds']:>8} {row['notes_per_s']:>8,} {row['peak_mib']:>9,}"
+                    f"{count:>9,} {way:>6} {row['seconds']:>8} {row['notes_per_s']:>8,} "
+                    f"{row['peak_mib']:>9,}"
                 )
         if len(pair) == 2:
             speed = pair["usual"]["seconds"] / pair["this"]["seconds"]

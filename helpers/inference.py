@@ -1,20 +1,27 @@
-"""Batched generation: cases in, the table of predictions out; free, sampled, or constrained to valid codes."""
+"""Batched generation: cases in, the table of predictions out; free, sampled, or constrained to
+valid codes.
+
+Taught in notebook 5.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from helpers import course, fit, icd, prompts
+from helpers import icd, profiles, prompts
+from helpers.machinery import places
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LONGEST_CODE = 64  # tokens: more than a code between its tags takes, letter by letter
 COLUMNS = ("subject_id", "hadm_id", "sample", "completion", "think", "predicted")
 
 
@@ -22,228 +29,235 @@ def predict(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cases: pd.DataFrame,
+    profile: profiles.Profile | None = None,
     *,
-    max_new_tokens: int = 80,
-    max_note_tokens: int | None = None,
-    batch_size: int = 128,
     samples: int = 1,
     temperature: float = 0.0,
     seed: int | None = None,
+    batch_size: int | None = None,
+    max_new_tokens: int | None = None,
     valid_codes: Iterable[str] | None = None,
     dictionary: Iterable[str] | None = None,
     to_messages: Callable[[str], list[dict[str, str]]] = prompts.messages,
-    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    label: str = "answers",
     keep: Path | None = None,
 ) -> pd.DataFrame:
-    """Answers of a model for cases (columns subject_id, hadm_id, note), one row per case and sample, in the order of cases.
+    """Answers of a model for cases (columns subject_id, hadm_id, note), one row per case and
+    sample, in the order of cases.
 
-    Greedy at temperature 0, else `samples` draws per case, the same for the same `seed` whatever ran before. A model's own
-    habits of generation (a repetition penalty, banned words), which many come with, are set aside. `predicted` is the
-    normalised code, null where the answer is unusable: no code, or one that is neither in ICD-10-CM nor in `dictionary`
-    (MIMIC's own). valid_codes: decode under a trie of these, from `<diagnosis>` on. Cases are sorted by length, so that a
-    batch wastes little padding; `progress` wraps the list of batch starts (course.progress). keep: a folder for finished
-    batches; the same call with the same folder goes on after them. Research use only: no answer is a diagnosis. Raises
-    ValueError for bad sizes, and for prompts that the model's context or embeddings do not hold, MemoryError that says what
-    to lower.
+    Greedy at temperature 0, else `samples` draws per case, the same for the same `seed` whatever
+    ran before. Lengths and batch size are the profile's (of the one in force, if none is given).
+    `predicted` is the normalised code, null where the answer is unusable: no code, or one that is
+    neither in ICD-10-CM nor in `dictionary` (MIMIC's own). valid_codes: decode under a trie of
+    these, from `<diagnosis>` on. label: of the progress bar. keep: a folder for finished batches;
+    the same call with the same folder goes on after them. Where memory runs out, batches are
+    halved. Research use only: no answer is a diagnosis.
+
+    Raises ValueError for bad sizes, and for prompts that the model's context or embeddings do not
+    hold; FloatingPointError for a model that computes no finite numbers; MemoryError where a single
+    case does not fit.
     """
     import torch
-    from transformers import GenerationConfig, LogitsProcessorList
 
-    from helpers.models import truncate_note
-
-    if batch_size < 1 or samples < 1 or (samples > 1 and temperature <= 0):
+    profile = profile or profiles.current()
+    size = profile.batch_size(samples or 1) if batch_size is None else batch_size
+    if min(size, samples) < 1 or (samples > 1 and temperature <= 0):
         raise ValueError(
-            "predict: batch_size and samples must be >= 1, and several samples need a temperature above 0."
+            "predict: batch_size and samples must be >= 1, and several samples need a temperature "
+            "above 0."
         )
-    was_training, side, habits = (
-        model.training,
-        tokenizer.padding_side,
-        getattr(model, "generation_config", None),
-    )
-    known = {code for code in map(icd.normalise, dictionary or ()) if code}
-    texts, openings = [], []
-    for note in cases["note"]:
-        turns = to_messages(
-            truncate_note(note, tokenizer, max_note_tokens) if max_note_tokens else note
-        )
-        texts.append(prompts.chat(tokenizer, turns))
-        openings.append(
-            turns[-1]["content"].rpartition("<think>")[2].lstrip()
-            if turns[-1]["role"] == "assistant"
-            else ""
-        )
-    order = sorted(
-        range(len(texts)), key=lambda i: len(texts[i]), reverse=True
-    )  # longest first: memory trouble shows at once
-    rows: list[dict[str, Any] | None] = [None] * (len(texts) * samples)
-    sampling: dict[str, Any] = {"do_sample": temperature > 0}
-    sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-    processors = LogitsProcessorList(
-        [code_trie(tokenizer, valid_codes, 0)] if valid_codes is not None else []
-    )
-    if (
-        habits is not None
-    ):  # what a model comes with beside the tokens that end and fill: penalties, banned words, assistants
-        model.generation_config = GenerationConfig(
-            bos_token_id=habits.bos_token_id,
-            pad_token_id=habits.pad_token_id,
-            eos_token_id=prompts.ends(tokenizer, habits.eos_token_id),
-        )
-    model.eval()
-    tokenizer.padding_side = "left"
-    try:
-        for start in progress(range(0, len(order), batch_size)):
-            chosen, width = order[start : start + batch_size], "many"
-            part = keep and keep / f"{start}.json"
-            kept = course.read(part).get("rows", []) if part else []
-            if [row["hadm_id"] for row in kept] == [
-                int(cases["hadm_id"].iloc[i]) for i in chosen for _ in range(samples)
-            ]:
-                for j, row in enumerate(kept):
-                    rows[chosen[j // samples] * samples + j % samples] = row
-                continue
-            if seed is not None:
-                torch.manual_seed(
-                    seed + start
-                )  # of each batch, so that it does not matter which were kept
-            batch = tokenizer(
-                [texts[i] for i in chosen],
-                return_tensors="pt",
-                padding=True,
-                add_special_tokens=False,
-            )
-            batch = batch.to(model.device)
-            width = batch["input_ids"].shape[1]
-            _check_limits(model, int(batch["input_ids"].max()), width, max_new_tokens)
-            for trie in processors:
-                trie.start, trie.openings = (
-                    width,
-                    [openings[i] for i in chosen for _ in range(samples)],
-                )
-            with torch.no_grad():
-                out = model.generate(
-                    **batch,
-                    max_new_tokens=max_new_tokens,
-                    num_return_sequences=samples,
-                    logits_processor=processors,
-                    pad_token_id=tokenizer.pad_token_id,
-                    **sampling,
-                )
-            for j, completion in enumerate(
-                tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-            ):
-                i, sample = chosen[j // samples], j % samples
-                completion = openings[i] + completion
-                parsed = prompts.parse(completion)
-                case = cases.iloc[i]
-                usable = parsed.code is not None and (
-                    parsed.code in known or icd.is_valid(parsed.code)
-                )
-                rows[i * samples + sample] = {
-                    "subject_id": int(case["subject_id"]),
-                    "hadm_id": int(case["hadm_id"]),
-                    "sample": sample,
-                    "completion": completion,
-                    "think": parsed.think,
-                    "predicted": parsed.code if usable else None,
-                }
-            if part:
-                course.write(
-                    part,
-                    {
-                        "rows": [
-                            rows[i * samples + sample] for i in chosen for sample in range(samples)
-                        ]
-                    },
-                )
-    except (RuntimeError, MemoryError) as error:
-        if not fit.out_of_memory(error):
-            raise
-        lower = (
-            f"batch_size to {len(chosen) // 2} (infer_batch_tokens of the profile to half)"
-            if len(chosen) > 1
-            else "max_note_tokens or max_new_tokens lower, or load the model with four_bit=True"
-        )
-        raise MemoryError(
-            f"{len(chosen)} prompts of {width} tokens with {samples} answers each do not fit: set {lower}. "
-            "What was answered before is kept where `keep` names a folder."
-        ) from error
-    finally:
-        tokenizer.padding_side = side
-        if habits is not None:
-            model.generation_config = habits
-        model.train(was_training)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    options = {
+        "max_new_tokens": max_new_tokens or profile.max_new_tokens,
+        "num_return_sequences": samples,
+        "do_sample": temperature > 0,
+    }
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+    trie = None if valid_codes is None else CodeTrie(tokenizer, valid_codes)
+    questions = _questions(tokenizer, cases, to_messages, profile.max_note_tokens)
+    completions: list[str] = []
+    start = 0
+    with _plain_generation(model, tokenizer), places.progress(len(questions), label) as bar:
+        while start < len(questions):
+            batch = questions.iloc[start : start + size]
+            key = {"cases": batch["hadm_id"].tolist(), "options": options}
+            path = keep / f"{start}.json" if keep else None
+            record = places.read(path) if path else {}
+            if record.get("key") != key:
+                if seed is not None:
+                    torch.manual_seed(seed + start)  # it does not matter which batches were kept
+                try:
+                    answers = _generate(model, tokenizer, batch, trie, options)
+                except (RuntimeError, MemoryError) as error:
+                    size = _smaller(error, len(batch))
+                    continue
+                record = {"key": key, "completions": answers}
+                if path:
+                    places.write(path, record)
+            completions += record["completions"]
+            start += len(batch)
+            bar.update(len(batch))
+    table = questions.loc[questions.index.repeat(samples)]
+    table = table.assign(completion=table["opening"] + completions)
+    return _parsed(table.sort_index(kind="stable"), {*map(icd.normalise, dictionary or ())})
 
 
-def _check_limits(model: Any, largest: int, width: int, new: int) -> None:
-    config = getattr(model, "config", None)
-    context = getattr(config and config.get_text_config(), "max_position_embeddings", None)
+def _questions(
+    tokenizer: Any, cases: pd.DataFrame, to_messages: Callable, max_note_tokens: int
+) -> pd.DataFrame:
+    """The cases with their prompt and what it gives away of the answer, by place in the table.
+
+    The longest come first: a batch wastes little padding, and memory trouble shows at once.
+    """
+    dialogues = [
+        to_messages(prompts.truncate_note(note, tokenizer, max_note_tokens))
+        for note in cases["note"]
+    ]
+    table = cases[["subject_id", "hadm_id"]].reset_index(drop=True)
+    table["prompt"] = [prompts.chat(tokenizer, turns) for turns in dialogues]
+    table["opening"] = [prompts.opening(turns) for turns in dialogues]
+    return table.sort_values("prompt", key=lambda texts: -texts.map(len), kind="stable")
+
+
+def _generate(
+    model: Any, tokenizer: Any, batch: pd.DataFrame, trie: CodeTrie | None, options: dict
+) -> list[str]:
+    """The completions of a batch, all samples of a prompt together."""
+    import torch
+    from transformers import LogitsProcessorList
+
+    texts = batch["prompt"].tolist()
+    encoding = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    inputs = {name: encoding[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    width = inputs["input_ids"].shape[1]
+    if hasattr(model, "config"):
+        _check_limits(model, inputs["input_ids"], options["max_new_tokens"])
+    processors = [partial(_check_finite, getattr(model, "dtype", None))]
+    if trie:
+        processors.append(trie)
+    with torch.no_grad():
+        tokens = model.generate(
+            **inputs,
+            **options,
+            logits_processor=LogitsProcessorList(processors),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
+
+
+def _check_limits(model: PreTrainedModel, ids: torch.Tensor, new: int) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    width = ids.shape[1]
     if context and width + new > context:
         raise ValueError(
-            f"predict: a prompt of {width} tokens and {new} of an answer do not go into the model's context of "
-            f"{context}: set max_note_tokens or max_new_tokens lower."
+            f"predict: a prompt of {width} tokens and {new} of an answer do not go into the "
+            f"model's context of {context}: set max_note_tokens or max_new_tokens lower."
         )
-    if config and largest >= (size := model.get_input_embeddings().num_embeddings):
+    size = model.get_input_embeddings().weight.shape[0]
+    if ids.max() >= size:
         raise ValueError(
-            f"predict: token {largest} has no embedding, there are {size}: this tokenizer is not the model's."
+            f"predict: token {ids.max()} has no embedding, there are {size}: this tokenizer is not "
+            "the model's."
         )
 
 
-def code_trie(
-    tokenizer: PreTrainedTokenizerBase, codes: Iterable[str], prompt_width: int
-) -> LogitsProcessor:
-    """A LogitsProcessor that lets only `codes` (dotted), then `</diagnosis>`, follow a `<diagnosis>` in the completion.
+def _check_finite(precision: Any, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A logits processor that changes nothing. Decoding would take NaN for token 0, and the model
+    for a bad one."""
+    if not scores.amax(dim=-1).isfinite().all():
+        raise FloatingPointError(
+            f"predict: in {precision} this model computes logits that are no finite numbers. "
+            "float16 overflows in some models, Qwen2.5 among them: load it in float32 "
+            "(model.float()), or on a GPU that computes in bfloat16. In another precision its "
+            "weights are damaged: copy or download them again."
+        )
+    return scores
 
-    Building it decodes the vocabulary once: `start`, at first `prompt_width`, is where completions begin, set for each batch.
-    The trie is over characters of the decoded text, not over tokens, so it holds for any way to split a code into tokens.
-    `openings`, set with it, are texts that completions go on from (a last turn of the assistant).
-    For evaluation only: a reward under constraint would teach nothing about format.
-    """
-    import torch
-    from transformers import LogitsProcessor
 
-    close = "</diagnosis>"
-    allowed = sorted({icd.dotted(code) + close for code in codes})
-    prefixes = {text[:n] for text in allowed for n in range(len(text) + 1)}
-    following: dict[str, set[str]] = {}
-    for text in prefixes - {""}:
-        following.setdefault(text[:-1], set()).add(text[-1])
-    first = tokenizer(">", add_special_tokens=False)["input_ids"][
-        -1:
-    ]  # at the start of a text, some decoders drop a blank
-    pieces = [
-        tokenizer.decode([*first, i])[len(tokenizer.decode(first)) :] for i in range(len(tokenizer))
+def _smaller(error: Exception, size: int) -> int:
+    """Half the batch after a lack of memory. Raises another error as it is, MemoryError where one
+    case is too much."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+        raise error
+    if size == 1:
+        raise MemoryError(
+            "predict: a single case does not fit. Set max_note_tokens or max_new_tokens lower, "
+            "draw fewer samples, or load the model with four_bit=True. What was answered before "
+            "is kept where `keep` names a folder."
+        ) from error
+    places.say(f"memory does not hold {size} cases at once: going on with {size // 2}")
+    return size // 2
+
+
+def _parsed(table: pd.DataFrame, known: set[str | None]) -> pd.DataFrame:
+    """The table of predictions; known: codes that count although ICD-10-CM has them no longer."""
+    answers = [prompts.parse(completion) for completion in table["completion"]]
+    table["sample"] = table.groupby(level=0).cumcount()
+    table["think"] = [answer.think for answer in answers]
+    table["predicted"] = [
+        answer.code if icd.is_valid(answer.code, known) else None for answer in answers
     ]
-    by_first: dict[str, list[int]] = {}
-    for i in sorted(set(range(len(pieces))) - set(tokenizer.all_special_ids)):
-        by_first.setdefault(pieces[i][:1], []).append(i)
+    return table.reset_index(drop=True)[list(COLUMNS)]
 
-    @cache
-    def after(text: str) -> torch.Tensor:
-        ids = [
-            i
-            for ch in following.get(text, ())
-            for i in by_first.get(ch, ())
-            if text + pieces[i] in prefixes
-        ]
-        return torch.tensor(ids, dtype=torch.long)
 
-    class CodeTrie(LogitsProcessor):
-        start, openings = prompt_width, None
+@contextmanager
+def _plain_generation(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Evaluation mode, padding on the left, and none of a model's own habits of generation
+    (penalties, banned words, assistants) but for the tokens that end and fill. Afterwards all is as
+    it was."""
+    from transformers import GenerationConfig
 
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            for row, text in enumerate(tokenizer.batch_decode(input_ids[:, self.start :])):
-                head, tag, tail = ((self.openings[row] if self.openings else "") + text).rpartition(
-                    "<diagnosis>"
-                )
-                tail = tail.lstrip()
-                if tag and tail in prefixes and not tail.endswith(close):
-                    keep = after(tail).to(scores.device)
-                    if len(keep):
-                        scores[row] = torch.full_like(scores[row], -torch.inf).index_copy_(
-                            0, keep, scores[row, keep]
-                        )
-            return scores
+    was_training = model.training
+    side = tokenizer.padding_side
+    habits = getattr(model, "generation_config", None) or GenerationConfig()
+    model.eval()
+    tokenizer.padding_side = "left"
+    ends = prompts.ends(tokenizer, habits.eos_token_id)
+    model.generation_config = GenerationConfig(eos_token_id=ends)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        tokenizer.padding_side = side
+        model.generation_config = habits
 
-    return CodeTrie()
+
+class CodeTrie:
+    """A logits processor: only `codes` (dotted), then `</diagnosis>`, may follow a `<diagnosis>`.
+
+    Building it decodes the vocabulary once. The trie is over characters of the decoded text, not
+    over tokens, so it holds for any way to split a code into tokens. For evaluation only: a reward
+    under constraint would teach nothing about format.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, codes: Iterable[str]) -> None:
+        texts = [f"{icd.dotted(code)}{prompts.CLOSE}" for code in codes]
+        letters = set("".join(texts))
+        before = tokenizer(">", add_special_tokens=False)["input_ids"][-1:]
+        skipped = len(
+            tokenizer.decode(before)
+        )  # at the start of a text, some decoders drop a blank
+        self.tokenizer = tokenizer
+        self.prefixes = {text[:n] for text in texts for n in range(len(text) + 1)}
+        self.pieces = {}  # token -> text, of those that a code may hold
+        for token in range(len(tokenizer)):
+            piece = tokenizer.decode([*before, token])[skipped:]
+            if piece and letters.issuperset(piece):
+                self.pieces[token] = piece
+        self.after = cache(self._after)
+
+    def _after(self, text: str) -> list[int]:
+        """The tokens that may follow the beginning of a code."""
+        return [token for token, piece in self.pieces.items() if text + piece in self.prefixes]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for row, text in enumerate(self.tokenizer.batch_decode(input_ids[:, -LONGEST_CODE:])):
+            _, tag, beginning = text.rpartition(prompts.OPEN)
+            tokens = self.after(beginning.lstrip()) if tag else []
+            if tokens:
+                allowed = scores[row, tokens]
+                scores[row] = float("-inf")
+                scores[row, tokens] = allowed
+        return scores

@@ -1,15 +1,21 @@
-"""Base model, tokenizer, chat template, NF4 and adapters: one code path for the tiny Qwen2 and for Qwen2.5-7B."""
+"""Base model, tokenizer, chat template, NF4 and adapters: one code path for the tiny Qwen2 and for
+Qwen2.5-7B.
+
+Taught in notebooks 3, 4 and 6.
+"""
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
-import warnings
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import course
+from helpers import prompts
+from helpers.machinery import cpu
 
 if TYPE_CHECKING:
     import torch
@@ -17,29 +23,48 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
-EXPORTED = [
-    "*.safetensors",
-    "*config.json",
-    "*.index.json",
-    "course_export.json",
-    "tokenizer*",
-    "*_map.json",
-    "vocab.json",
-    "merges.txt",
-    "*.jinja",
-    "README.md",
-]
-THINK = "<think>\n"
-_THINK_TEMPLATE = "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}"
+CARD = Path(__file__).with_name("models_card.md.j2")
+OPEN_REASONING = "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}"
+# Put before a chat template that drops or refuses system turns: their text begins the next turn of
+# the user.
+MERGE_SYSTEM = (
+    "{%- set plan = namespace(turns=[], system='') %}{%- for turn in messages %}"
+    "{%- if turn['role'] == 'system' %}"
+    "{%- set plan.system = plan.system ~ turn['content'] ~ '\\n\\n' %}"
+    "{%- elif turn['role'] == 'user' %}"
+    "{%- set plan.turns = plan.turns + [dict(turn, content=plan.system ~ turn['content'])] %}"
+    "{%- set plan.system = '' %}"
+    "{%- else %}{%- set plan.turns = plan.turns + [turn] %}{%- endif %}"
+    "{%- endfor %}{%- set messages = plan.turns %}{{- '' }}"
+)
+# Weights that may be left over or missing: PPO's value head, buffers of older versions, what PEFT
+# loads by other ways.
+HARMLESS = re.compile(
+    r"\bv_head\.|rotary_emb\.inv_freq$|\batt(n|ention)\.(masked_)?bias$"
+    r"|^prompt_embeddings$|^prefix_task_|vblora_vector_bank"
+)
+NO_ADAPTER = (
+    " holds no adapter (adapter_config.json is missing). Train one with 03_lora_sft, or give a "
+    "folder or a hub id that has one."
+)
+NO_MODEL = (
+    ": no model is there (config.json is missing). Give a folder in Hugging Face's layout, or a "
+    "hub id such as Qwen/Qwen2.5-7B-Instruct. The tiny profile shuts the hub off unless you set "
+    "HF_HUB_OFFLINE=0 before you start; a gated model asks for `hf auth login`."
+)
+# Kinds of adapters whose layers PEFT cannot merge, although their models have the method.
+NEVER_MERGED = ("LILY", "POLY", "SHADOW", "XLORA")
 
 
 def base_path(base: str) -> str:
-    """Where a profile's base is loaded from: the bundled folder for "tiny", else the hub id or local folder as it stands."""
+    """Where a profile's base is loaded from: the bundled folder for "tiny", else the hub id or
+    local folder as it stands."""
     return str(TINY_BASE) if base == "tiny" else base
 
 
 def dtype_for_device() -> torch.dtype:
-    """bfloat16 where the GPU computes in it (compute capability >= 8.0), float16 on older GPUs, float32 on a CPU."""
+    """bfloat16 where the GPU computes in it (compute capability >= 8.0), float16 on older GPUs,
+    float32 on a CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -48,13 +73,15 @@ def dtype_for_device() -> torch.dtype:
 
 
 def nf4() -> BitsAndBytesConfig:
-    """The 4-bit NormalFloat configuration of QLoRA (Dettmers et al. 2023, sections 3.1 and 3.2), for GPU and CPU."""
+    """The 4-bit NormalFloat configuration of QLoRA (Dettmers et al. 2023, sections 3.1 and 3.2),
+    for GPU and CPU."""
     import bitsandbytes as bnb
     import torch
     from transformers import BitsAndBytesConfig
 
     if not torch.cuda.is_available():
-        # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first eval() and later gradients are wrong.
+        # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first eval() and later
+        # gradients are wrong.
         bnb.nn.modules.has_avx512bf16 = lambda: False
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -62,153 +89,6 @@ def nf4() -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype_for_device(),
     )
-
-
-def keep_memory() -> bool:
-    """On Linux, let glibc keep freed blocks: training on a CPU otherwise hands its large tensors back to the kernel at every
-    step and has each page zeroed again (a third of the time of a tiny model). Returns whether it took effect."""
-    import ctypes
-
-    try:
-        libc = ctypes.CDLL(None)
-        return all(
-            [libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1)]
-        )  # M_MMAP_MAX, M_TRIM_THRESHOLD
-    except (AttributeError, OSError, TypeError):
-        return False  # another system or another libc
-
-
-def unpack_once(model: Any, most: int = 50_000_000) -> int:
-    """On a CPU, let 4-bit layers keep their unpacked weights for passes without gradient (generation); returns how many do.
-
-    A CPU spends most of a token on unpacking: bitsandbytes does it anew at each call, and frozen weights come out the same each
-    time. Passes with gradient go through bitsandbytes as ever. Above `most` parameters none does: a copy is full size.
-    """
-    import bitsandbytes as bnb
-    import torch
-
-    layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
-    if torch.cuda.is_available() or sum(m.in_features * m.out_features for m in layers) > most:
-        return 0
-    for layer in layers:
-        kept: dict[torch.dtype, torch.Tensor] = {}
-
-        def forward(
-            x: Any, layer: Any = layer, packed: Any = layer.forward, kept: dict = kept
-        ) -> Any:
-            if torch.is_grad_enabled():
-                return packed(x)
-            if x.dtype not in kept:
-                kept[x.dtype] = bnb.functional.dequantize_4bit(
-                    layer.weight.data, layer.weight.quant_state
-                ).to(x.dtype)
-            return torch.nn.functional.linear(x, kept[x.dtype], layer.bias)
-
-        layer.forward = forward
-    return len(layers)
-
-
-def load_tokenizer(source: str, template: str | None = None) -> PreTrainedTokenizerBase:
-    """Tokenizer with left padding, whose chat template opens the reasoning: its generation prompt ends with `<think>` + newline.
-
-    The prefix stands in the template, not in the messages: SFT, GRPO, generation and vLLM then agree on it, and it is saved
-    with the tokenizer. template: for a tokenizer that has none. Raises ValueError for a tokenizer without a chat template, and
-    for one that cannot be read or knows no words, as where tokenizer.json is missing.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base_path(source))
-    except ValueError as error:  # JSON among it
-        raise ValueError(
-            f"{source}: its tokenizer cannot be read ({error}). Copy or download it again."
-        ) from error
-    if not tokenizer("chest pain", add_special_tokens=False)["input_ids"]:
-        raise ValueError(
-            f"{source}: its tokenizer knows no words. Is tokenizer.json missing? Copy or download it again."
-        )
-    tokenizer.chat_template = tokenizer.chat_template or template
-    if isinstance(tokenizer.chat_template, dict):  # several, by name
-        tokenizer.chat_template = tokenizer.chat_template.get("default")
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{source}: no tokenizer with a chat template. Use an instruct model, or set tokenizer.chat_template."
-        )
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
-    )
-    if not prompt.rstrip().endswith(THINK.rstrip()):
-        tokenizer.chat_template += _THINK_TEMPLATE
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _file(source: str | Path, name: str) -> Path | None:
-    """A file of a folder or of a hub repository, None where there is none."""
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(
-            str(source),
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except OSError:  # neither a folder nor a repository's name
-        return None
-    return Path(found) if found else None
-
-
-def _base_of(config: Path) -> str:
-    try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = None
-    if not base:
-        raise ValueError(
-            f"{config} does not say which base the adapter is for (base_model_name_or_path): mend it, or give both."
-        )
-    return str(base)
-
-
-def resolve(base: str, adapter: str | Path | None = None) -> tuple[str, str | None]:
-    """(base, adapter) of a model, each a folder or a hub id; where `base` is an adapter, the base that it names, and it.
-
-    Nothing is loaded. Raises FileNotFoundError for what is not there, and for weights that are pickled; ValueError for an adapter
-    that names no base.
-    """
-    source = base_path(str(base))
-    if adapter is None and (config := _file(source, "adapter_config.json")):
-        source, adapter = _base_of(config), source
-        beside = (Path(adapter, source), Path(adapter).parent / source)
-        source = next(
-            (str(path) for path in beside if not Path(source).exists() and path.is_dir()), source
-        )
-    if adapter is not None and not _file(adapter, "adapter_config.json"):
-        raise FileNotFoundError(
-            f"{adapter} holds no adapter (adapter_config.json is missing). Train one with 03_lora_sft, or "
-            "give a folder or a hub id that has one."
-        )
-    if not _file(source, "config.json"):
-        of = f", the base that {adapter} names," if adapter == base_path(str(base)) else ""
-        raise FileNotFoundError(
-            f"{source}{of}: no model is there (config.json is missing). Give a folder in Hugging Face's "
-            "layout, or a hub id such as Qwen/Qwen2.5-7B-Instruct. The tiny profile shuts the hub off unless "
-            "you set HF_HUB_OFFLINE=0 before you start; a gated model asks for `hf auth login`."
-        )
-    for folder, weights in (
-        (source, "*.safetensors"),
-        (adapter or "", "adapter_model.safetensors"),
-    ):
-        if folder and Path(folder).is_dir() and not [*Path(folder).glob(weights)]:
-            found = ", ".join(sorted(path.name for path in Path(folder).glob("*.bin"))) or "none"
-            raise FileNotFoundError(
-                f"{folder}: no weights in safetensors (pickled: {found}). Pickles can run code when they are "
-                "read, so they are not: convert them with save_pretrained(), where you trust them."
-            )
-    return source, adapter and str(adapter)
 
 
 def load(
@@ -220,57 +100,21 @@ def load(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a profile, on the device, with an adapter on top if one is named.
 
-    profile: a `profiles.Profile`, or a base as text ("tiny", a hub id, a folder; an adapter that names its base will do).
-    four_bit: NF4, else the device's own dtype. trainable: keep the adapter's weights trainable, in float32.
-    Raises what `resolve` raises, and ValueError for weights that are damaged or do not cover the model: the libraries would
-    answer with random numbers in their place.
+    profile: a `profiles.Profile`, or a base as text ("tiny", a hub id, a folder; an adapter that
+    names its base will do). four_bit: NF4, else the device's own dtype. trainable: keep the
+    adapter's weights trainable, in float32. Raises what `resolve` and `load_tokenizer` raise, and
+    ValueError for weights that are damaged, do not cover the model or are not all used: the
+    libraries would take random numbers in their place, or leave them out.
     """
-    import torch
-    from bitsandbytes.optim import GlobalOptimManager
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations import deepspeed
-    from transformers.utils import logging as hf_logging
-
-    source, adapter = resolve(profile if isinstance(profile, str) else profile.base, adapter)
-    kwargs: dict[str, Any] = {"dtype": dtype_for_device(), "use_safetensors": True}
-    if four_bit:
-        kwargs["quantization_config"] = nf4()
-    if deepspeed.is_deepspeed_zero3_enabled():
-        deepspeed.unset_hf_deepspeed_config()  # a training that sharded its model went before; this one is whole
-    if torch.cuda.is_available():
-        GlobalOptimManager.get_instance().initialize()  # it holds the embeddings of every model that was trained
-        gc.collect()  # layers of a model that is gone point at each other: until it is collected, the card holds it
-        torch.cuda.empty_cache()
-        kwargs["device_map"] = {"": torch.cuda.current_device()}
-    else:
-        keep_memory()
-        kwargs["attn_implementation"] = (
-            "eager"  # at a few hundred tokens faster than torch's fused attention on a CPU
-        )
-    if source == str(TINY_BASE):
-        hf_logging.disable_progress_bar()  # of a file that is read in a blink
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, **kwargs
-        )
-    except SafetensorError as error:
-        raise ValueError(
-            f"{source}: its weights cannot be read ({error}). Copy or download them again."
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"{source}: its files lack {len(missing)} of the weights that config.json asks for: {missing[0]}, ...."
-        )
+    source, adapter = resolve(getattr(profile, "base", profile), adapter)
+    model = _load_base(source, four_bit)
     tokenizer = load_tokenizer(source)
-    model.config.use_cache = True
-    if four_bit:
-        unpack_once(model)
     if adapter is not None:
-        model, tokenizer = (
-            _adapted(model, adapter, trainable=trainable),
-            _tokenizer_of(adapter, tokenizer),
-        )
+        model = _add_adapter(model, adapter, trainable)
+        tokenizer = _tokenizer_of(adapter, tokenizer)
+    _choose_pad(tokenizer, model.get_input_embeddings().weight.shape[0])
+    habits = model.generation_config
+    habits.eos_token_id = prompts.ends(tokenizer, habits.eos_token_id)  # for roll-outs too
     if trainable:
         float32_adapters(model)
     else:
@@ -278,105 +122,311 @@ def load(
     return model, tokenizer
 
 
-def _adapted(model: Any, adapter: str, *, trainable: bool = False) -> PeftModel:
-    """The model with an adapter on top. PEFT only warns where weights are missing, and takes random ones."""
-    from peft import PeftModel
-    from safetensors import SafetensorError
+@contextmanager
+def _naming(fault: str) -> Iterator[None]:
+    """Turn what a library raises into a ValueError that says the fault, but for a lack of files or
+    of memory."""
+    from accelerate.utils.memory import should_reduce_batch_size
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Found missing adapter keys")
-            return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
-    except (UserWarning, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+        yield
+    except Exception as error:
+        if isinstance(error, OSError | MemoryError) or should_reduce_batch_size(error):
             raise
+        raise ValueError(f"{fault} ({str(error)[:300]}). Copy or download it again.") from error
+
+
+def _load_base(source: str, four_bit: bool) -> PreTrainedModel:
+    """The base on the device, whole. Raises ValueError that names it."""
+    import torch
+    from bitsandbytes.optim import GlobalOptimManager
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import deepspeed
+    from transformers.utils import logging
+
+    options = {"dtype": dtype_for_device(), "use_safetensors": True}
+    if four_bit:
+        options["quantization_config"] = nf4()
+    if deepspeed.is_deepspeed_zero3_enabled():
+        # a training that sharded its model went before; this model is whole
+        deepspeed.unset_hf_deepspeed_config()
+    if torch.cuda.is_available():
+        # it holds the embeddings of every model that was trained
+        GlobalOptimManager.get_instance().initialize()
+        # layers of a model that is gone point at each other: the card holds them until then
+        gc.collect()
+        torch.cuda.empty_cache()
+        options["device_map"] = {"": torch.cuda.current_device()}
+    else:
+        cpu.keep_memory()
+        options["attn_implementation"] = "eager"  # faster than fused at a few hundred tokens
+    if source == str(TINY_BASE):
+        logging.disable_progress_bar()  # of a file that is read in a blink
+    with _naming(f"{source}: its config.json or its weights cannot be read"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    misfits = [name for name, *_ in report["mismatched_keys"]]
+    if four_bit:
+        misfits += _misfits(model)
+        cpu.unpack_once(model)
+    names = [*report["missing_keys"], *report["unexpected_keys"], *misfits]
+    _refuse(names, f"{source}: its files lack, leave over or have in another size")
+    model.config.use_cache = True
+    return model
+
+
+def _misfits(model: PreTrainedModel) -> list[str]:
+    """Weights of another size than the config says; transformers does not check those that it packs
+    in 4 bits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        plan = AutoModelForCausalLM.from_config(model.config)
+    sizes = {}
+    for name, weight in model.named_parameters():
+        sizes[name] = (getattr(weight, "quant_state", None) or weight).shape
+    weights = plan.named_parameters()
+    return [name for name, weight in weights if sizes.get(name, weight.shape) != weight.shape]
+
+
+def _refuse(names: Iterable[str], fault: str) -> None:
+    """Raise ValueError if there are such weights, but for harmless ones."""
+    names = sorted(name for name in names if not HARMLESS.search(name))
+    if names:
         raise ValueError(
-            f"{adapter} does not fit the base, or is damaged: {str(error)[:300]}"
-        ) from error
+            f"{fault} {len(names)} of the weights that the config asks for: {names[0]}, ...."
+        )
+
+
+def _add_adapter(model: Any, adapter: str, trainable: bool = False) -> PeftModel:
+    """The model with an adapter on top. PEFT takes random numbers for missing weights, and leaves
+    out those without a place."""
+    from peft import PeftModel
+
+    with _naming(f"{adapter} does not fit the base, or is damaged"):
+        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        report = adapted.load_adapter(adapter, "default", is_trainable=trainable)
+    names = [*report.missing_keys, *report.unexpected_keys]
+    _refuse(names, f"{adapter} does not fit the base: its file lacks, or leaves over,")
+    return adapted
+
+
+def float32_adapters(model: torch.nn.Module) -> None:
+    """Cast trainable parameters to float32: TRL leaves QLoRA adapters in bf16, and resuming is then
+    not exact."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def load_tokenizer(source: str, template: str | None = None) -> PreTrainedTokenizerBase:
+    """Tokenizer with left padding, whose chat template opens the reasoning: its generation prompt
+    ends with `<think>` + newline.
+
+    The prefix stands in the template, not in the messages: SFT, GRPO, generation and vLLM then
+    agree on it, and it is saved with the tokenizer. So does the system turn, where the model's own
+    template has no place for one. The tags of an answer are plain text, the end of a turn is a
+    special token: decoding keeps the former and drops the latter. template: for a tokenizer that
+    has none. Raises ValueError, with the source, for a tokenizer without a chat template or with
+    one that cannot be used, and for one that cannot be read, knows no words (tokenizer.json is
+    missing) or no tags.
+    """
+    from transformers import AutoTokenizer
+
+    with _naming(f"{source}: its tokenizer cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(base_path(source))
+    template = tokenizer.chat_template or template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
+    if not template:
+        raise ValueError(
+            f"{source}: no tokenizer with a chat template. Use an instruct model, or set "
+            "tokenizer.chat_template."
+        )
+    tokenizer.chat_template = template
+    if not _shows_system_turns(tokenizer):
+        tokenizer.chat_template = MERGE_SYSTEM + template
+    question = prompts.chat(tokenizer, [{"role": "user", "content": "x"}])
+    if not question.rstrip().endswith("<think>"):
+        tokenizer.chat_template += OPEN_REASONING
+    _mark_special(tokenizer)
+    text = prompts.answer("chest pain", "I10")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not prompts.parse(tokenizer.decode(ids, skip_special_tokens=True)).is_well_formed:
+        raise ValueError(
+            f"{source}: its tokenizer knows no words. Is tokenizer.json missing? Copy or download "
+            "it again."
+        )
+    _choose_pad(tokenizer, len(tokenizer))
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def _shows_system_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes what the system says, before an answer and with one."""
+    from jinja2 import TemplateError
+
+    roles = ("system", "user", "assistant")
+    turns = [{"role": role, "content": f"0{role}0"} for role in roles]
+    try:
+        question = prompts.chat(tokenizer, turns[:2])
+        dialogue = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:
+        return False
+    return "0system0" in question and "0system0" in dialogue
+
+
+def _mark_special(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the tags, and tokens that hold or cut one, plain text, and the end of a turn a special
+    token."""
+    from tokenizers import Tokenizer
+
+    end = prompts.end_of_turn(tokenizer)
+    changed = []
+    for number, token in tokenizer.added_tokens_decoder.items():
+        is_tag = any(token.content in tag or tag in token.content for tag in prompts.TAGS)
+        is_wrong = is_tag if token.special else number == end
+        if is_wrong:
+            changed.append(token.content)
+    if changed:
+        record = json.loads(tokenizer.backend_tokenizer.to_str())
+        for token in record["added_tokens"]:
+            if token["content"] in changed:
+                token["special"] = not token["special"]
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(record))  # its methods only add marks
+        extra = tokenizer.extra_special_tokens
+        tokenizer.extra_special_tokens = [text for text in extra if text not in changed]
+
+
+def _choose_pad(tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """Pad with a token that has one of `size` embeddings. Which one does not matter: padding is
+    masked."""
+    if tokenizer.pad_token_id not in range(size):
+        ends = [token for token in prompts.ends(tokenizer, 0) if token < size]
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[-1])
+
+
+def _tokenizer_of(adapter: str, fallback: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    names = ("tokenizer.json", "vocab.json", "tokenizer.model")
+    if _file(adapter, "tokenizer_config.json") and any(_file(adapter, name) for name in names):
+        return load_tokenizer(adapter, fallback.chat_template)
+    return fallback
+
+
+def resolve(base: str, adapter: str | Path | None = None) -> tuple[str, str | None]:
+    """(base, adapter) of a model, each a folder or a hub id; where `base` is an adapter, the base
+    that it names, and it.
+
+    Nothing is loaded. Raises FileNotFoundError for what is not there, and for weights that are
+    pickled; ValueError for an adapter that names no base.
+    """
+    source = base_path(str(base))
+    origin = ""
+    if adapter is None and _file(source, "adapter_config.json"):
+        adapter = source
+        source = _base_of(adapter)
+        origin = f", the base that {adapter} names,"
+    if adapter is not None:
+        adapter = str(adapter)
+        _check_there(adapter, "adapter_config.json", "adapter_model.safetensors", NO_ADAPTER)
+    _check_there(source, "config.json", "*.safetensors", origin + NO_MODEL)
+    return source, adapter
+
+
+def _check_there(source: str, config: str, weights: str, fault: str) -> None:
+    if not _file(source, config):
+        raise FileNotFoundError(source + fault)
+    if Path(source).is_dir() and not any(Path(source).glob(weights)):
+        raise FileNotFoundError(
+            f"{source}: no weights in safetensors. Pickles (*.bin) can run code when they are "
+            "read, so they are not: convert them with save_pretrained(), where you trust them."
+        )
+
+
+def _base_of(adapter: str) -> str:
+    """The base that an adapter names; a relative path is looked for beside the adapter too."""
+    config = _file(adapter, "adapter_config.json")
+    with _naming(f"{config} does not say which base the adapter is for; give both"):
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        beside = Path(adapter).parent / base
+    return str(beside) if beside.is_dir() and not Path(base).exists() else base
+
+
+def _file(source: str | Path, name: str) -> Path | None:
+    """A file of a folder or of a hub repository, None where there is none."""
+    from transformers.utils import cached_file
+
+    try:
+        return Path(cached_file(str(source), name))
+    except OSError:  # no such file, folder or repository
+        return None
 
 
 def files(*folders: str | Path | None) -> dict[str, list[int]]:
-    """Size and time of the weights and configs in local folders, by path: whether a model is still the one it was."""
+    """Size and time of the weights and configs in local folders, by path: whether a model is still
+    the one it was."""
     kinds = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
-    found = [
-        path for folder in folders if folder for kind in kinds for path in Path(folder).glob(kind)
-    ]
-    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)}
-
-
-def _tokenizer_of(
-    adapter: str | Path, fallback: PreTrainedTokenizerBase
-) -> PreTrainedTokenizerBase:
-    whole = _file(adapter, "tokenizer_config.json") and any(
-        _file(adapter, name) for name in ("tokenizer.json", "vocab.json", "tokenizer.model")
-    )
-    return load_tokenizer(str(adapter), fallback.chat_template) if whole else fallback
-
-
-def float32_adapters(model: Any) -> int:
-    """Cast trainable parameters to float32 (TRL leaves QLoRA adapters in bf16: resuming is then not exact). Returns how many."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.data = parameter.data.float()
-    return sum(p.numel() for p in trainable)
-
-
-def truncate_note(note: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
-    """The note cut to at most max_tokens tokens, from its end: prompts are shortened here, answers never."""
-    ids = tokenizer(note, add_special_tokens=False)["input_ids"]
-    return (
-        note
-        if len(ids) <= max_tokens
-        else tokenizer.decode(ids[:max_tokens], skip_special_tokens=True)
-    )
+    folders = [Path(folder) for folder in folders if folder]
+    paths = sorted(path for folder in folders for kind in kinds for path in folder.glob(kind))
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
 
 def merge(
     profile: Any, adapter: str | Path, out_dir: str | Path, *, four_bit: bool = False
 ) -> Path:
-    """Merge an adapter into its base at full precision and save safetensors, tokenizer and chat template to out_dir.
+    """Merge an adapter into its base at full precision and save safetensors, tokenizer and chat
+    template to out_dir.
 
-    An adapter trained on an NF4 base is merged into that base *dequantised*: merging into 4-bit weights rounds them again.
+    An adapter trained on an NF4 base is merged into that base *dequantised*: merging into 4-bit
+    weights rounds them again. Raises ValueError, before anything is loaded, for a base in few bits
+    and an adapter that is no change of weights.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    mark = Path(out_dir) / "course_export.json"
-    mark.unlink(missing_ok=True)  # `push` waits for the card of the new one
-    source, _ = resolve(profile if isinstance(profile, str) else profile.base, adapter)
-    if "quantization_config" in json.loads(
-        _file(source, "config.json").read_text(encoding="utf-8")
-    ):
-        raise ValueError(
-            f"{source} is stored in few bits: merge into the model that it was made from."
-        )
-    base, tokenizer = load(profile, four_bit=four_bit)
-    if (
-        base.generation_config.temperature
-        or base.generation_config.top_p
-        or base.generation_config.top_k
-    ):
-        base.generation_config.do_sample = True  # else transformers does not save it
+    source, adapter = resolve(getattr(profile, "base", profile), adapter)
+    _check_mergeable(source, adapter)
+    base, tokenizer = load(source, four_bit=four_bit)
+    habits = base.generation_config
+    if habits.temperature or habits.top_p or habits.top_k:
+        habits.do_sample = True  # else transformers does not save it
     if four_bit:
         base = (
             base.dequantize()
-        )  # before the adapter goes on: its layers are built for the kind of weight they find
-    adapted = _adapted(base, str(adapter))
-    ends = adapted.get_input_embeddings(), adapted.get_output_embeddings()
-    if base.config.get_text_config().tie_word_embeddings and any(
-        isinstance(end, BaseTunerLayer) for end in ends
-    ):
+        )  # before the adapter goes on: its layers suit the weights they find
+    adapted = _add_adapter(base, adapter)
+    ends = [adapted.get_input_embeddings(), adapted.get_output_embeddings()]
+    config = base.config.get_text_config()
+    if config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
         head = getattr(ends[1], "base_layer", ends[1])
-        head.weight = torch.nn.Parameter(
-            head.weight.detach().clone()
-        )  # else what is meant for one goes into both
-        base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False
-    merged, tokenizer = adapted.merge_and_unload(), _tokenizer_of(adapter, tokenizer)
-    merged.save_pretrained(str(out_dir), safe_serialization=True)
-    tokenizer.save_pretrained(str(out_dir))
-    if course.read(Path(source) / mark.name).get("credentialed"):
-        course.write(mark, {"credentialed": True})  # what was made of it is no freer
+        weight = head.weight.detach().clone()  # else what is meant for one goes into both
+        head.weight = torch.nn.Parameter(weight)
+        config.tie_word_embeddings = base.config.tie_word_embeddings = False
+    adapted.merge_and_unload().save_pretrained(str(out_dir), safe_serialization=True)
+    _tokenizer_of(adapter, tokenizer).save_pretrained(str(out_dir))
     return Path(out_dir)
+
+
+def _check_mergeable(source: str, adapter: str) -> None:
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    config = _file(source, "config.json")
+    if "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+        raise ValueError(
+            f"{source} is stored in few bits: merge into the model that it was made from."
+        )
+    adapter_config = PeftConfig.from_pretrained(adapter)
+    kind = adapter_config.peft_type
+    can_merge = hasattr(PEFT_TYPE_TO_TUNER_MAPPING[kind], "merge_and_unload")
+    is_conditional = getattr(adapter_config, "alora_invocation_tokens", None)
+    if kind in NEVER_MERGED or is_conditional or not can_merge:
+        raise ValueError(
+            f"{adapter} cannot be merged: {kind} is no change of the base's weights, as LoRA is. "
+            "Load it as an adapter."
+        )
 
 
 def write_card(
@@ -388,89 +438,33 @@ def write_card(
     data: str,
     credentialed: bool,
 ) -> Path:
-    """Model card (README.md) of an exported model, filled in from the run: what it is, data, metrics with intervals, limits.
+    """Model card (README.md) of an exported model, filled in from the run: what it is, data,
+    metrics with intervals, limits.
 
-    metrics: metrics.json; model: its key there; data: one line on the training data; credentialed: whether it was MIMIC-IV, which
-    `push` asks for; a folder or a base that is marked so stays so. Raises KeyError where metrics.json does not hold the model.
+    metrics: metrics.json; model: its key there; data: one line on the training data; credentialed:
+    whether it was MIMIC-IV, which the card then warns of. Raises KeyError where metrics.json does
+    not hold the model.
     """
-    from jinja2 import Environment, StrictUndefined
+    from huggingface_hub import ModelCard, ModelCardData
 
-    template = (Path(__file__).parent / "model_card.md.j2").read_text(encoding="utf-8")
-    card, mark = Path(folder) / "README.md", "course_export.json"
-    before = [
-        path
-        for path in (Path(folder) / mark, Path(base_path(profile.base)) / mark)
-        if path.is_file()
-    ]
-    credentialed = credentialed or any(
-        course.read(path).get("credentialed") is not False for path in before
+    base = profile.base
+    card = ModelCard.from_template(
+        ModelCardData(library_name="transformers"),
+        template_path=str(CARD),
+        profile=profile,
+        scores=metrics["models"][model],
+        metrics=metrics,
+        model=model,
+        data=data,
+        credentialed=credentialed,
+        base=Path(base).name if Path(base).is_dir() else base,  # no path of this machine
     )
-    base = (
-        Path(profile.base).name if Path(profile.base).is_dir() else profile.base
-    )  # no path of this machine
-    page = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        template
-    )
-    card.write_text(
-        page.render(
-            profile=profile,
-            scores=metrics["models"][model],
-            metrics=metrics,
-            model=model,
-            data=data,
-            credentialed=credentialed,
-            base=base,
-        ),
-        encoding="utf-8",
-    )
-    course.write(
-        Path(folder) / mark,
-        {"model": model, "data": data, "credentialed": credentialed, "weights": _sums(folder)},
-    )
-    return card
-
-
-def _sums(folder: str | Path) -> dict[str, str]:
-    """sha256 of each file of weights, in subfolders too."""
-    sums = {}
-    for path in sorted(Path(folder).rglob("*.safetensors")):
-        with path.open("rb") as weights:
-            sums[str(path.relative_to(folder))] = hashlib.file_digest(weights, "sha256").hexdigest()
-    return sums
-
-
-def push(
-    folder: str | Path, repository: str, *, private: bool = True, allowed_to_share: bool = False
-) -> str:
-    """Upload an exported model to the Hugging Face hub: a deliberate act, which no notebook does by itself. Returns its address.
-
-    Raises PermissionError for a model trained on credentialed data unless `allowed_to_share` says that you have cleared it
-    with the data use agreement, and ValueError for a folder that was not exported with its card, or whose weights were changed
-    since. Nothing goes along but EXPORTED.
-    """
-    export = Path(folder) / "course_export.json"
-    if not export.is_file() or not (Path(folder) / "README.md").is_file():
-        raise ValueError(
-            f"{folder} holds no export with a model card. Make one at the end of 06_hierarchical_f1_analysis."
-        )
-    if course.read(export).get("credentialed") is not False and not allowed_to_share:
-        raise PermissionError(
-            f"{folder} was trained on credentialed data, and weights can repeat what they were trained on. The "
-            "data use agreement forbids sharing it. If you have a permission, say allowed_to_share=True."
-        )
-    if course.read(export).get("weights") != _sums(folder):
-        raise ValueError(
-            f"{folder}: its weights are not those that its card was written for. Export it again, card and all."
-        )
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    return str(
-        api.upload_folder(folder_path=str(folder), repo_id=repository, allow_patterns=EXPORTED)
-    )
+    path = Path(folder) / "README.md"
+    card.save(path)
+    return path
 
 
 def tiny_manifest() -> dict[str, Any]:
-    """What the bundled base was made from: hashes of weights, tokenizer, casebook and generator, command, held-out perplexity."""
+    """What the bundled base was made from: hashes of weights, tokenizer, casebook and generator,
+    command, held-out perplexity."""
     return json.loads((TINY_BASE / "manifest.json").read_text(encoding="utf-8"))

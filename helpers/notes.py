@@ -1,19 +1,23 @@
 """Discharge summary in, what was known at admission out.
 
-`sections` is a line-anchored scanner: each line is looked at once, a line that *is* (or begins with) a known heading
-opens a section, every other line belongs to the section that is open. Unknown headings ("In the ED, initial vitals:")
-therefore never end a section, and a blank line never does. Where it cannot be told whether text was written at admission
-or later, it counts as later: a lost sentence costs a little, a leaked one makes every result worthless.
+A scanner looks at each line once. A line that begins with a heading may open a section; every other
+line belongs to the section that is open. What a heading does is decided by a table of rules,
+`notes_rules.yaml`: the first rule that fits decides, and an example stands beside each. One
+principle is behind them: a line that looks like a heading and is not known to be of admission
+closes the admission part. A lost sentence costs a little, a leaked one makes every result
+worthless. Taught in notebook 1.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from string import Template
+from typing import NamedTuple
+
+import yaml
 
 #: sections known at admission -> the short headings of the admission note, in its order
 ADMISSION = {
@@ -28,557 +32,362 @@ ADMISSION = {
 }
 #: the usual rule: a summary in which all three are empty describes no admission
 CORE = ("chief_complaint", "present_illness", "medical_history")
-_WORDS = tomllib.loads(Path(__file__).with_name("headings.toml").read_text(encoding="utf-8"))
-_HEADINGS = {alias: name for name, aliases in _WORDS["sections"].items() for alias in aliases}
-_SYNONYMS: dict[str, str] = _WORDS["synonyms"]
-_BEFORE, _AFTER, _FILLER, _AMBIGUOUS, _ALONE, _AGAIN, _PROSE = (
-    frozenset(_WORDS["words"][kind])
-    for kind in ("before", "after", "filler", "ambiguous", "alone", "again", "prose")
-)
-_SPLIT, _LATER_LINE, _LATER_WORD, _EARLIER_LINE = (
-    re.compile(_WORDS["patterns"][kind], re.I)
-    for kind in ("split", "later_line", "later_word", "earlier_line")
-)
-_CUES = {kind: frozenset(words) for kind, words in _WORDS["cues"].items()}
-_ONLY_WITH = ("report", "elsewhere", "fluid")  # cues that say nothing alone
-_TRIGGERS = {"discharge", "discharged"}.union(
-    *(words for kind, words in _CUES.items() if kind not in _ONLY_WITH)
-)
-_LATER = frozenset(_WORDS["sections"]) - set(ADMISSION) - {"header", "vitals", "tests"} | {
-    "exam_discharge"
+
+_SECTION = {"vitals": "exam", "organ_exam": "exam"}
+#: what is opened in the place of a section that is not of admission
+_LATER = dict.fromkeys([*ADMISSION, "unknown"], "later") | {
+    "exam": "exam_discharge",
+    "medications": "discharge_medications",
 }
-_FIRST = {a.split()[0] for a in _HEADINGS} | _SYNONYMS.keys() | _BEFORE | _AFTER | _FILLER | {"d"}
-_KNOWN = {w for alias in _HEADINGS for w in alias.split()} | _BEFORE | _AFTER | _FILLER
-_TRANSLATE = (
-    dict.fromkeys([9, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
-    | {0xFF1A: ":"}
-    | dict.fromkeys([0x0B, 0x0C, 0x0D, 0x85, 0x2028, 0x2029], "\n")
-    | dict.fromkeys([0x200B, 0xFEFF], "")
-)
+_TABLE = yaml.safe_load(Path(__file__).with_name("notes_rules.yaml").read_text(encoding="utf-8"))
+
+
+def _set(phrases: str) -> frozenset[str]:
+    return frozenset(phrases.split(", "))
+
+
+def _any_of(phrases: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\S)(?:{phrases.replace(', ', '|')})(?!\S)")
+
+
+def _words_of(*parts: str) -> frozenset[str]:
+    return frozenset(re.findall("[a-z]+", str([_TABLE[part] for part in parts])))
+
+
+_FILLER = _set(_TABLE["filler"])
+_EVERYDAY = re.compile(_TABLE["everyday"].replace(", ", "|"))
+_ALIASES = {alias: name for name, aliases in _TABLE["headings"].items() for alias in _set(aliases)}
+_TIMES = {time: _set(words) for time, words in _TABLE["times"].items()}
+_TIME_WORDS = frozenset().union(*_TIMES.values())
+_CLUES = [
+    (name, clue, _any_of(phrases))
+    for clue in ("elsewhere", "clear", "vague", "list")
+    for name, phrases in _TABLE[clue].items()
+]
+_LABELS = {name: _any_of(phrases) for name, phrases in _TABLE["labels"].items()}
+_NO_DISCHARGE = _any_of(f"({_TABLE['no_discharge'].replace(', ', '|')}) discharge")
+_LATER_WORDS = _words_of("clear", "vague", "with_clues", "times", "filler") | {"___"}
+_VOCABULARY = _LATER_WORDS | _words_of("headings", "labels", "list", "synonyms")
+
+_CHARACTERS = {0x200B: None, 0xFEFF: None, 0xFF1A: ":"}
 _MARKS = " =*#~<>[](){}|•·-–—+\"'`."  # what people put around a heading
-_NUMBER = re.compile(r"(\d{1,2})[.)] *(?=\D)")  # of an item in a list
-_BEGIN = re.compile(
-    rf"[{re.escape(_MARKS)}]*+(?:({_NUMBER.pattern})[{re.escape(_MARKS)}]*+)?(?P<first>[A-Za-z]{{1,24}})"
+_ITEM = re.compile(r"(?:\d{1,2}[.)]|[-–•·#*+] ?(?=\w)) *(?=\D)")  # of a list
+_INITIALS = re.compile(r"\b([a-z])[./& ]+(?=[a-z]\b)")  # "H.P.I.", "A/P", "d/c"
+_LETTER = re.compile(r"[^\W\d]")
+_WORD = re.compile(r"[a-z0-9]+|(?<!\()___")
+# a long word without a capital, which is no sign of a heading ("Exam at discharge" is one)
+_SMALL = re.compile(r"(?<![A-Za-z])(?!(?<=\w )discharge)[a-z][A-Za-z]{3}")
+_FEW_WORDS = re.compile(r"(?:\S++ ?){1,8}")  # ++: a word is not taken apart, which would cost time
+_TITLE = re.compile(r"(?!\d+\W+\d)(?:[^\s,]++ ?){1,8}(?<![.;])")
+# the end of a heading, but not of the first in "Physical Exam: Admission: VS 98"
+_SPLIT = re.compile(
+    r"(?::(?!\d\d\b)|(?<!\d):|(?: |\b)[-–—]+(?: |$))"
+    r"(?! *(?:(?:on|at) )?(?:admission|discharge|transfer|d/c) *(?::|$))",
+    re.I,
 )
-_WORD = re.compile(r"[a-z0-9]+")
-_DASH = re.compile(r"(?: |\b)[-–—]+ ")
+_RUN_IN = re.compile(rf"(?:{_TABLE['run_in'].replace(', ', '|')})(?= )")
 _COMPOUND = re.compile(r" *(?:[/(&+]| and )", re.I)
-_BRACKETS = re.compile(r"\([^)]*\)?")
-_UNFINISHED = re.compile(rf"(?:,|\b(?:{'|'.join(_WORDS['words']['unfinished'])}))$", re.I)
-_FRAMED = re.compile(r"[\[<=]|\*\*|[#*-]{3}")  # a heading that needs no blank line before it
+_FRAMED = re.compile(r"[\[<=]|\*\*|[#*-]{3}")  # as good as a colon
 _RULE = re.compile(r"[=*#~_–—-]{3,}$")
-_RX = re.compile(r"^RX \*|\bDisp ?[:#*]|\bRefills? ?:", re.I)
-_ORGAN = re.compile(r"(vs|vitals?|gen|general|heent)\b", re.I)
-_BOILERPLATE, _BOILERPLATE_END = (
-    "The Preadmission Medication list ",
-    "futher investigation.",
-)  # as MIMIC-IV spells it
-
-
-class _Heading(NamedTuple):
-    name: str  # a section, "mark" for a bare "On admission:", or the cue of a heading that is in no list ("?course")
-    when: str  # "", "before" or "after": what the heading says about the time
-    head: str
-    rest: str  # what follows on the same line
-    colon: bool
-    printed: bool  # "Home Meds", not "Home meds"
-    clear: bool = True  # False: only a heading where an exam is open ("On discharge she looks well"), or below a blank line
-
-
-def _shortened(word: str) -> list[str]:
-    return [word, *(word[:i] + word[i + 1 :] for i in range(len(word)))]
-
-
-# sorted, and of two words that share a shortened form the shorter ("medication"): a set would decide anew in every process
-_LONG = sorted(
-    (word for word in _KNOWN | _SYNONYMS.keys() if len(word) > 5),
-    key=lambda word: (-len(word), word),
+_CONTINUES = re.compile(  # in the next line, where that begins with a small letter
+    rf"[^.:;?!]$(?<=.{{45}})|(?:,|\b(?:{_TABLE['unfinished'].replace(', ', '|')}))$", re.I
 )
-_SHORTENED = {short: word for word in _LONG for short in _shortened(word)}
+_SMALL_WORDS = rf"(?:(?:{_TABLE['filler'].replace(', ', '|')}) )*"
+_WITHIN = re.compile(
+    r"(?<![\w/'&])(?<!\w-)"
+    rf"(?:(?<!: )(?:___ {_SMALL_WORDS})?[A-Z][\w/'&-]*"
+    rf"(?: {_SMALL_WORDS}(?:[A-Z][\w/'&-]*|___)){{0,6}}"
+    rf"|(?i:{_TABLE['within'].replace(', ', '|')})) ?:"
+    r"|(?<=[.;] )[A-Za-z][^.;:]{2,50}:"
+)
+_BEGINNING = re.compile(
+    r"\s*(?:(\d{1,2})[.)] |\W*(?:(v)(?:s|itals?)|(g)en(?:eral)?|(h)eent)\b)", re.I
+)
+_PRESCRIPTION = re.compile(r"\bRX \*|\bDisp ?[:#*]|\bRefills? ?:", re.I)
+_BOILERPLATE = ("The Preadmission Medication list ", "futher investigation.")  # MIMIC-IV spells so
+
+
+# --- what a heading names
+# ---------------------------------------------------------------------------------------------
+
+
+def _slips(word: str) -> list[tuple[str, str, str]]:
+    """The word, and the word without one of its letters, between its first and its last letter."""
+    return [(word[0], word[:i] + word[i + 1 :], word[-1]) for i in range(len(word), -1, -1)]
+
+
+# Of two words that share a form the shorter one counts; sorted, because a set has another order in
+# each process.
+_SPELLING = {
+    slip: word
+    for word in sorted(_VOCABULARY, key=lambda word: (-len(word), word))
+    if len(word) > 5
+    for slip in _slips(word)
+}
 
 
 @lru_cache(maxsize=1 << 15)
 def _spelled(word: str) -> str:
-    """The word, or the long word of a heading that it is with a slip of the pen ("dicsharge"): a leak hangs on it."""
-    if len(word) < 6 or word in _KNOWN or word in _SYNONYMS:
+    """The word, or the long word of a heading that it is with a slip of the pen ("dicsharge")."""
+    if len(word) < 6 or word in _VOCABULARY:
         return word
-    return next((_SHORTENED[short] for short in _shortened(word) if short in _SHORTENED), word)
+    return next((_SPELLING[slip] for slip in _slips(word) if slip in _SPELLING), word)
+
+
+class _Name(NamedTuple):
+    heading: str  # the section that it names, "time" or "unknown"
+    time: str  # discharge, transfer, again, masked, admission or none
+    clue: str  # why: listed, elsewhere, clear, vague, list or none
+    exact: bool  # all its words are words of headings
+    text: str
+
+
+def _text(head: str) -> str:
+    """The words of a heading as the table has them: spelling mended, short forms written out,
+    numbers left out."""
+    words = map(_spelled, _WORD.findall(_INITIALS.sub(r"\1", head.lower())))
+    known = [_TABLE["synonyms"].get(word, word) for word in words if not word.isdigit()]
+    return _NO_DISCHARGE.sub(r"\1", " ".join(known))
 
 
 @lru_cache(maxsize=1 << 15)
-def _terms(token: str) -> tuple[str, ...]:
-    """What stands between two spaces, as words of headings: spelling mended, short forms spelled out, numbers dropped."""
-    words: list[str] = []
-    for word in map(
-        _spelled,
-        _WORD.findall(token.lower().replace("d/c", "discharge").replace("d.c.", "discharge")),
-    ):
-        words += _SYNONYMS[word].split() if word in _SYNONYMS else () if word.isdigit() else (word,)
-    return tuple(words)
+def _name(head: str) -> _Name:
+    """What a heading names."""
+    text = _text(head)
+    words = text.split()
+    time = next((time for time, known in _TIMES.items() if not known.isdisjoint(words)), "none")
+    core = [word for word in words if word not in _FILLER]
+    rest = [word for word in core if word not in _TIME_WORDS and word != "___"]
+    for kind in (words, core, rest):
+        if name := _ALIASES.get(" ".join(kind)):
+            masked = kind is rest and "___" in core and time != "discharge"
+            return _Name(name, "masked" if masked else time, "listed", True, text)
+    found = ((name, clue) for name, clue, phrases in _CLUES if phrases.search(text))
+    name, clue = next(found, ("unknown", "none"))
+    part = _COMPOUND.split(head, maxsplit=1)[0]
+    if clue == "none" and time != "none" and not rest and "___" not in core:
+        name, clue = "time", "listed"
+    elif time == "discharge":
+        clue = "clear"
+    elif part not in (head, "PE", "ALL") and clue != "clear" and _name(part).clue == "listed":
+        return _name(part)._replace(text=text)  # "HPI (by phone)"
+    return _Name(name, time, clue, clue != "none" and _LATER_WORDS.issuperset(words), text)
 
 
-@lru_cache(maxsize=1 << 14)
-def _classify(head: str, printed: bool = False) -> tuple[str, str] | None:
-    """Section and time named by a heading, or None if it names none; printed: it looks like one, so its first part may do."""
-    words: list[str] = []
-    for token in head.split(" "):
-        words += (terms := _terms(token))
-        if not (printed or _KNOWN.issuperset(terms)):
-            return None  # most lines of text end here
-    said = set(words)
-    when = "after" if _AFTER & said else "before" if _BEFORE & said else ""
-    if said <= _KNOWN:
-        for drop in (frozenset(), _FILLER - {"date"}, _FILLER, _FILLER | _AFTER | _BEFORE):
-            kept = " ".join([w for w in words if w not in drop])
-            if kept in _HEADINGS:
-                return _HEADINGS[kept], when
-        if not kept:
-            return ("mark", when) if when else None
-    if not printed:
-        return None
-    part = _COMPOUND.split(head, maxsplit=1)[
-        0
-    ]  # "Chief Complaint/Reason for visit", "HPI (per admitting resident)"
-    if part != head and part.lower() not in _AMBIGUOUS and (found := _classify(part)):
-        return found[0], when or found[1]
-    return (
-        ("discharge_disposition", when) if words[:1] == ["discharge"] and len(words) <= 5 else None
-    )
+# --- what a line begins with
+# ------------------------------------------------------------------------------------------
 
 
-def _printed(head: str) -> bool:
-    """Whether words stand there as a heading does: all in capitals, or each long one with a capital."""
-    return head.isupper() or all(
-        w[0].isupper() or len(w) < 4 for w in re.findall(r"[A-Za-z]+", head)
-    )
+class _Kind(NamedTuple):
+    """What the conditions of a rule can be about: the heading."""
+
+    heading: str
+    time: str
+    clue: str
+    form: str  # alone, inline, bare or run-in
+    item: bool  # of a list
+    masked: bool
+    printed: bool  # "Home Meds", not "Home meds"
+    sure: bool  # all its words are words of headings, or in capitals
+    everyday: bool  # also an everyday word or a disease
+    listed: bool  # a list begins behind it
 
 
+class _Heading(NamedTuple):
+    kind: _Kind
+    section: str
+    inside: frozenset[str]  # sections that it may be a part of
+    rest: str  # what follows on the same line
+
+
+def _is_title(head: str, name: _Name, marked: bool, split: bool) -> bool:
+    """Whether words stand there as those of a heading do."""
+    if len(head) > 60 or name.exact:
+        return len(head) <= 60
+    looks = _FEW_WORDS if marked and name.clue != "none" else _TITLE
+    if not looks.fullmatch(head):
+        return False
+    return marked or not (split or _SMALL.search(head))
+
+
+@lru_cache(maxsize=1 << 15)
 def _heading(line: str) -> _Heading | None:
-    """The heading that a (stripped) line begins with: one of the lists, or one of other words that is known by a cue."""
-    return _listed(line) or _cued(line)
-
-
-def _cued(line: str) -> _Heading | None:
-    """A heading of unknown words of which one shows that what follows was not known at admission."""
-    end = line.find(":", 0, 64)
-    course = "hospital course" in line.lower() and line[-1] not in ".,;"
-    if end < 0 and len(line) > 64:
-        return None
-    words = _WORD.findall((line[:end] if end > 0 else line).lower().replace("d/c", "discharge"))
-    if len(words) > 12 or _TRIGGERS.isdisjoint(words):
-        return None
-    bare = line.lstrip(_MARKS)
-    end = bare.find(":", 0, 60)
-    head = _BRACKETS.sub("", bare[:end] if end > 0 else bare[:61]).strip(_MARKS)
-    if not head or len(head) > 60 or head[0].islower():
-        return None
-    words = _WORD.findall(head.lower().replace("d/c", "discharge"))
-    said = set(words)
-    if not course and (
-        len(words) > 7 or (end < 0 and ("," in head or (len(words) > 4 and not _printed(head))))
-    ):
-        return None
-    found = next((kind for kind in ("course", "results", "medications") if _CUES[kind] & said), "")
-    if "discharge" in said or "discharged" in said:
-        found = (
-            ""
-            if _CUES["fluid"] & said
-            else "diagnosis"
-            if said & {"diagnosis", "diagnoses"}
-            else "mark"
-        )
-    elif all(_CUES[kind] & said for kind in ("stay", "report")) and not _CUES["elsewhere"] & said:
-        found = "stay"
-    elif not found and len(words) > 1 and words[0] in _CUES["scans"]:
-        found = "results"
-    if not found or (
-        found == "medications"
-        and ((end < 0 and not head.isupper()) or _NUMBER.match(bare) or _RX.search(bare))
-    ):
-        return None
-    name, when = {"mark": ("mark", "after"), "diagnosis": ("discharge_diagnosis", "after")}.get(
-        found, (f"?{found}", "")
-    )
-    rest = bare[end + 1 :].strip() if end > 0 else ""
-    return _Heading(
-        name, when, head.lower(), rest, end > 0, _printed(head), end > 0 or head.isupper()
-    )
-
-
-def _listed(line: str) -> _Heading | None:
-    if not (begin := _BEGIN.match(line)):
-        return None
-    first = begin["first"].lower()
-    if first not in _FIRST and (len(first) < 6 or (first := _spelled(first)) not in _FIRST):
-        return None
-    if begin[1] and len(first) < 5 and first in _AMBIGUOUS:  # "2. PE" is an item of a list
-        return None
-    bare = line[begin.start("first") :]
-    end = bare.find(":", 0, 80)
-    if end < 0 and (dash := _DASH.search(bare, 0, 80)):
-        end = dash.start()
-    head, rest = (bare[:end], bare[end + 1 :].lstrip(_MARKS[:-1])) if end > 0 else (bare, "")
-    found = (
-        _classify(head, end > 0 or (len(head) < 50 and _printed(head))) if len(head) <= 80 else None
-    )
-    if found and found[0] in ("exam", "medications") and 0 < len(rest) < 40:
-        mark = _classify(rest.strip(_MARKS + ":"))
-        found, rest = (
-            ((found[0], mark[1]), "") if mark and mark[0] == "mark" else (found, rest)
-        )  # "PE - discharge"
-    if found:
-        return _Heading(*found, head.strip(_MARKS).lower(), rest, end > 0, _printed(head))
-    timed = first in ("on", "at", "upon", "prior", "before", "day")
-    if not (bare[0].isupper() or timed or first in ("discharge", "exam", "vs", "d")):
-        return None
-    words = bare[:90].split(" ")[:7]
-    known = next(
-        (n for n, word in enumerate(words[:-1]) if not _KNOWN.issuperset(_terms(word))),
-        len(words) - 1,
-    )
-    for n in range(known, 0, -1):  # no colon: "HPI 65M with ...", "DISCHARGE EXAM VS 98.2 ..."
-        head = " ".join(words[:n])
-        if not (found := _classify(head)):
-            continue
-        said = [w for w in words[:n] if w and w not in _FILLER]
-        titled = len(said) > 1 and found[0] != "mark" and all(w[0].isupper() for w in said)
-        clear = (titled or (head.isupper() and head.lower() not in _AMBIGUOUS)) and words[
-            n
-        ].lower() not in _PROSE
-        if clear or (n > 1 and found[1] == "after" and (timed or found[0] in ("exam", "vitals"))):
-            return _Heading(
-                *found, head.strip(_MARKS).lower(), bare[len(head) :].strip(), False, titled, clear
-            )
-    return None
-
-
-def _opens(
-    h: _Heading, state: str, filled: set[str], past: bool, strong: bool, blank: bool, wrapped: bool
-) -> str | None:
-    """The section that a heading opens while `state` is open, or None if the line is text.
-
-    filled: sections with text; past: a later section has come since the admission exam or medications; strong: the same
-    heading comes again, alone on its line; blank: an empty line stands before; wrapped: the line continues a sentence.
-    """
-    name, when = h.name, h.when
-    hpi, in_exam, later = (
-        state == "present_illness",
-        state in ("exam", "exam_discharge"),
-        state in _LATER,
-    )
-    told = state in (
-        "hospital_course",
-        "discharge_instructions",
-    )  # a narrative: "Home medications: held" is a remark
-    discharge, bare, first = "transfer" not in h.head, not h.colon and not h.rest, h.head.split()[0]
-    if name[0] == "?":
-        if not (h.clear or blank) or later or state not in ADMISSION:
-            return (
-                "hospital_course" if state in ("results", "procedure") and name == "?stay" else None
-            )
-        if name == "?medications":
-            return "discharge_medications" if state == "medications" else None
-        if (name == "?results" and state in CORE) or (name == "?course" and state in CORE[1:]):
+    """What a line begins with, if it looks like a heading."""
+    item = _ITEM.match(line)
+    bare = line[item.end() if item else 0 :].lstrip(_MARKS)
+    split = _SPLIT.search(bare, 0, 81)
+    framed = _FRAMED.match(line)
+    form = "alone" if split or framed else "bare"
+    head = bare[: split.start() if split else 61].rstrip(_MARKS[:-1])
+    name = _name(head)
+    is_marked = bool(framed or (split and split[0] == ":"))
+    if not _is_title(head, name, is_marked, bool(split)):
+        split = _RUN_IN.match(bare)
+        if not split:
             return None
-        return "results" if name == "?results" else "hospital_course"
-    if (not h.clear and not in_exam) or (
-        bare and not blank and (h.head in _AMBIGUOUS or (name == "mark" and wrapped))
-    ):
-        return None
-    if (
-        bare
-        and not when
-        and len(first) < 4
-        and first in _AMBIGUOUS
-        and first != "lab"
-        and h.head != first
-    ):  # "PE in the past"
-        return None
-    prose = (
-        h.head.startswith("discharge") if name == "mark" else name not in _LATER and when != "after"
+        head, form = split[0], "run-in"
+        name = _name(head)
+    rest = bare[split.end() :].lstrip(_MARKS[:-1]) if split else ""
+    kind = _Kind(
+        *name[:3],
+        form="inline" if rest and form == "alone" else form,
+        item=bool(item),
+        masked="___" in name.text,
+        printed=not _SMALL.search(head),
+        sure=name.exact or (head.isupper() and (name.clue != "none" or " " in head)),
+        everyday=bool(_EVERYDAY.fullmatch(head)),
+        listed=bool(_ITEM.match(rest)),
     )
-    if wrapped and prose and (h.rest or not h.colon or name == "mark"):
-        return None
-    if name == "mark":
-        if in_exam:
-            return "exam_discharge" if when == "after" else "exam"
-        if when == "after" and state == "medications":
-            return "discharge_medications"
-        return (
-            "discharge_disposition"
-            if when == "after" and discharge and not hpi and not later and state != "header"
-            else None
-        )
-    if name in ("exam", "vitals"):
-        if when == "after":
-            return None if hpi and name == "vitals" and not discharge else "exam_discharge"
-        if name == "vitals" and (hpi or later or state == "exam"):
-            return "exam" if when and state == "exam_discharge" else None
-        name = "exam"
-    if name == "tests":
-        alone = not h.rest and (
-            blank or (when and h.printed) or (h.colon and state == "medical_history")
-        )  # "LABS ON ADMISSION:"
-        headed = not later and (alone or when) if not hpi else alone and when
-        return "results" if when == "after" or headed or not (later or state in CORE) else None
-    if name in ("exam", "medications"):
-        if (
-            not when
-            and _AGAIN.intersection(said := h.head.split())
-            and (name in filled or "final" in said)
-        ):
-            when = "after"
-        after = "exam_discharge" if name == "exam" else "discharge_medications"
-        if when == "after":
-            return after
-        if not when:
-            if state in (name, after):
-                return None if h.rest or state == after else state
-            if state == "hospital_course" and h.rest:
-                return None
-            if (past and name in filled) or state in _LATER - {"results", "procedure"}:
-                return after
-        elif later and name in filled and state != after:
-            return None
-    if name in ADMISSION:
-        again = later and name in filled and (told or h.rest or h.head in filled)
-        again = again or (strong and h.rest and (hpi or told or (not blank and state in ADMISSION)))
-        if told and name == "medications" and h.rest:
-            listed = _NUMBER.match(h.rest) or h.rest.startswith(_BOILERPLATE)
-            again = again or not (
-                when and (listed or (blank and (h.printed or "admission" in h.head)))
-            )
-        same = (
-            name == state and h.rest and name != "exam"
-        )  # "Surgical history: ..." below the medical one keeps its label
-        return None if again or same else "discharge_disposition" if when == "after" else name
-    return None if name == "header" and (later or not h.colon) else name
+    inside = frozenset(part for part, labels in _LABELS.items() if labels.search(name.text))
+    return _Heading(kind, _SECTION.get(name.heading, name.heading), inside, rest)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Lines, cut where a heading may stand within, and what stands before: a line break or a
+    blank."""
+    for line in text.translate(_CHARACTERS).splitlines():
+        line = " ".join(line.split())
+        start, before = 0, "\n"
+        for match in _WITHIN.finditer(line) if ":" in line else ():
+            if _LETTER.search(line, start, match.start()):
+                yield line[start : match.start()].strip(), before
+                start, before = match.start(), " "
+        if not line.startswith(_BOILERPLATE):
+            yield line[start:], before
+
+
+# --- what a heading does
+# ----------------------------------------------------------------------------------------------
+
+
+class _Context(NamedTuple):
+    """What the conditions of a rule can be about: where the heading stands."""
+
+    open: str  # the section that is open
+    filled: bool  # the section named, or else the open one, has text
+    same: bool  # the section named is open
+    label: bool  # known to be a part of the open section
+    repeated: bool  # a heading of the same section follows, alone on its line
+    blank: bool  # an empty line stands before
+    wrapped: bool  # the line continues a sentence
+
+
+_RULES = [
+    (
+        rule["then"],
+        {
+            key: Template(str(value)).substitute(_TABLE["groups"]).split("|")
+            for key, value in rule["if"].items()
+        },
+    )
+    for rule in _TABLE["rules"]
+]
+
+
+@lru_cache(maxsize=1 << 15)
+def _decide(kind: _Kind, context: _Context) -> str:
+    """text, open, remark or later: what the first rule says whose conditions all hold."""
+    facts = kind._asdict() | context._asdict()
+    return next(
+        then
+        for then, conditions in _RULES
+        if all(str(facts[key]) in values for key, values in conditions.items())
+    )
 
 
 def sections(text: str) -> dict[str, str]:
-    """Section -> its text, in order of first appearance; lines kept, "" for a heading with nothing below it.
+    """Section -> its text, in order of first appearance; lines kept, "" for a heading with nothing
+    below it.
 
-    Keys: those of `ADMISSION`, and exam_discharge, results, procedure, hospital_course, discharge_medications,
-    discharge_diagnosis, discharge_disposition, discharge_instructions, header; "preamble" for what stands before any heading.
-    Time is linear in the length of the text.
+    Keys: those of `ADMISSION`, and exam_discharge, results, procedure, hospital_course,
+    discharge_medications, discharge_diagnosis, discharge_disposition, discharge_instructions,
+    header; "later" for what stands below a heading that is not known, "preamble" for what stands
+    before any heading. Time is linear in the length of the text.
     """
-    lines = _SPLIT.sub(r"\1\n", text.replace("\r\n", "\n").translate(_TRANSLATE)).split("\n")
-    lines = [line.strip() for line in lines]
-    heads = {i: h for i, line in enumerate(lines) if line and (h := _heading(line))}
-    last_alone = {h.name: i for i, h in heads.items() if not h.rest and h.when != "after"}
-    found: dict[str, list[str]] = {}
+    pieces = [*_pieces(text), ("", "\n")]
+    headings = [_heading(line) for line, _ in pieces]
+    alone = _last_alone(headings)
+    body: dict[str, list[str]] = {}
     filled: set[str] = set()
-    state, resume, previous, past = "preamble", "", "", False
-    for i, line in enumerate(lines):
+    section = resume = "preamble"
+    for i, (line, before) in enumerate(pieces):
+        heading = headings[i]
         if not line:
-            state, resume, previous = resume or state, "", ""
+            section = resume
             continue
-        h, nested = heads.get(i), False
-        while h:
-            ended = (
-                not previous
-                or previous[-1] in ".:;?!"
-                or (i - 1 in heads and not _UNFINISHED.search(previous))
+        if heading:
+            target = heading.section
+            if target == "time":  # of the section that is open
+                target = section.removesuffix("_discharge")
+            previous = pieces[i - 1][0]
+            context = _Context(
+                open=section,
+                filled=(target if target in ADMISSION else section) in filled,
+                same=target == section,
+                label=section in heading.inside,
+                repeated=alone.get(target, -1) > i,
+                blank=not previous or bool(_RULE.match(pieces[i + 1][0])),
+                wrapped=line[0].islower() and bool(_CONTINUES.search(previous)),
             )
-            following = lines[i + 1] if i + 1 < len(lines) else ""
-            blank = not previous or bool(_FRAMED.match(lines[i]) or _RULE.match(following))
-            if (
-                not (blank or nested or state in _LATER or h.rest) and lines[i][0].isupper()
-            ):  # "SH", "PE" above "VS 98.2"
-                blank = h.head in _ALONE or (h.head == "pe" and bool(_ORGAN.match(following)))
-            short = (
-                not h.rest and len(previous) < 45 and not _UNFINISHED.search(previous)
-            )  # no line is broken so early
-            wrapped = not nested and not ended and line[0].islower() and not short
-            target = _opens(h, state, filled, past, last_alone.get(h.name, -1) > i, blank, wrapped)
-            if not target:
-                break
-            # Inside a narrative, "Family history: ..." is a remark: it ends with its paragraph, not with the next heading.
-            quarantine = (
-                state in ("hospital_course", "discharge_instructions")
-                and target in ADMISSION
-                and h.rest
-            )
-            resume = (resume or state) if quarantine else ""
-            state, line, nested = target, h.rest, True
-            past = (past or state in _LATER - {"procedure"}) and not (
-                state in ("exam", "medications") and state not in filled
-            )
-            found.setdefault(state, [])
-            filled.add(h.head)
-            h = _heading(line) if line else None
-            if h and not (
-                h.name == "mark"
-                or h.name in _LATER
-                or (h.when and h.name in ("exam", "vitals", "medications"))
-            ):
-                h = None
-        if line:
-            found.setdefault(state, []).append(line)
-            if line.strip("_ ."):
-                filled.add(state)
-        previous = lines[i]
-    for name, cut in (("medications", _end_of_home_list), ("exam", _end_of_first_exam)):
-        if (end := cut(found.get(name, []), "discharge_medications" in found)) is not None:
-            found.setdefault(
-                {"exam": "exam_discharge"}.get(name, "discharge_medications"), []
-            ).extend(found[name][end:])
-            del found[name][end:]
-    return {name: "\n".join(body) for name, body in found.items()}
+            then = _decide(heading.kind, context)
+            if then == "later" or (then != "text" and (context.same or before == "\n")):
+                section = _LATER.get(target, target) if then == "later" else target
+                resume = resume if then == "remark" else section
+                line, before = heading.rest, "\n"
+        body.setdefault(section, []).append(before + line if line else "")
+        if line.strip("_ .") and not (heading and heading.kind.heading == "vitals"):
+            filled.add(section)
+    _move_later_parts(body)
+    return {name: "".join(parts).strip() for name, parts in body.items()}
 
 
-def _end_of_home_list(lines: list[str], has_discharge_list: bool) -> int | None:
-    """Where prescriptions (RX, Disp:, Refills:) or, without a discharge list of its own, a second numbered list begin."""
-    item: int | None = None
+def _last_alone(headings: list[_Heading | None]) -> dict[str, int]:
+    """Section -> the last line that is nothing but a heading of it, as of admission."""
+    places = {}
+    for i, heading in enumerate(headings):
+        if heading and not heading.rest and heading.kind.time in ("admission", "none"):
+            places[heading.section] = i
+    return places
+
+
+def _move_later_parts(body: dict[str, list[str]]) -> None:
+    for name in ("medications", "exam"):
+        parts = body.get(name, [])
+        if later := parts[_end(parts) :]:
+            body.setdefault(_LATER[name], []).extend(later)
+            del parts[-len(later) :]
+
+
+def _end(lines: list[str]) -> int:
+    """Where an exam (vital signs, general appearance or head) or a numbered list starts afresh, or
+    prescriptions begin."""
+    begun: dict[str, int] = {}
+    item = len(lines)
     for i, line in enumerate(lines):
-        if number := _NUMBER.match(line):
-            if item is not None and number[1] == "1" and not has_discharge_list:
-                return i
+        beginning = _BEGINNING.match(line)
+        key = beginning[beginning.lastindex or 0].lower() if beginning else ""
+        if key.isdigit():
             item = i
-        if _RX.search(line):
-            return i if item is None else item
-    return None
-
-
-def _end_of_first_exam(lines: list[str], _: bool) -> int | None:
-    """Where an exam starts afresh (general appearance or head a second time): an unmarked discharge exam."""
-    seen: set[str] = set()
-    vitals = None
-    for i, line in enumerate(lines):
-        if label := _ORGAN.match(line.lstrip(_MARKS)):
-            organ = label.group().lower()[:3]
-            if organ in ("vs", "vit"):
-                vitals = i if seen - {"vs", "vit"} else None
-            elif organ in seen:
-                return vitals or i
-            seen.add(organ)
-    return None
+        if _PRESCRIPTION.search(line):
+            return min(item, i)
+        if begun.setdefault(key, i) < i and key:
+            return i
+    return len(lines)
 
 
 def admission_note(text: str) -> str:
-    """What was known at admission, one section to a line under short headings ("CC: ..."); "" if there is nothing.
+    """What was known at admission, one section to a line under short headings ("CC: ...").
 
-    White space is normalised; sections that are empty or hold only `___` are left out.
+    White space is normalised; sections that are empty or hold only `___` are left out. "" where the
+    sections of `CORE` are all empty: such a summary describes no admission.
     """
-    return assemble(sections(text))
-
-
-def assemble(found: Mapping[str, str]) -> str:
-    """The admission note from the dict that `sections` returns."""
-    lines = []
+    body = sections(text)
+    if not any(body.get(name, "").strip("_ .\n") for name in CORE):
+        return ""
+    note = []
     for name, heading in ADMISSION.items():
-        body = [
-            line
-            for line in found.get(name, "").split("\n")
-            if not line.startswith((_BOILERPLATE, _BOILERPLATE_END))
-        ]
-        if body := [line for line in body if line.strip("_,;" + _MARKS)]:
-            lines.append(f"{heading}: {' '.join(' '.join(body).split())}")
-    return "\n".join(lines)
-
-
-# --- leak audit -------------------------------------------------------------------------------------------------------
-
-
-def leak_audit(
-    cases: Iterable[Mapping[str, Any]], *, shingle: int = 8, examples: int = 5
-) -> dict[str, Any]:
-    """How often text that was written after admission, or the title of the gold code, stands in the notes.
-
-    `cases`: records (`df.to_dict("records")`) with `note`, and `text` (the whole discharge summary) or `code` or both; to
-    audit the state before extraction, pass the summary as `note` too. Definitions, on lower-case words of letters and digits:
-    - Later text is found by a second, cruder reader than `sections`, so that a fault of the scanner cannot hide itself: all
-      lines from one that begins with a later heading (results, hospital course, procedure, discharge ..., follow-up) to the
-      next that begins with one known at admission. A note holds later text if `shingle` consecutive words of it, or a whole
-      shorter line of two words and more ("Acute appendicitis"), stand in the note and nowhere in the summary's other lines;
-      a passage copied from the present illness is therefore no leak.
-    - A note holds the gold title if the title's words, without "unspecified" and the like, stand there one after the other.
-      That is no leak by itself: the diagnosis may have been known before. Read the examples.
-    Returns {"notes", "later_text": {"checked", "count", "share", "examples"}, "gold_title": the same}; an example is
-    {"hadm_id", "found"}, the longest passage or the title amid its words. Examples quote notes: never commit those of real ones.
-    """
-    from helpers import icd
-
-    tables: dict[str, dict[str, Any]]
-    tables = {
-        k: {"checked": 0, "count": 0, "share": None, "examples": []}
-        for k in ("later_text", "gold_title")
-    }
-    notes = 0
-    for case in cases:
-        notes += 1
-        if "note" not in case:
-            raise ValueError(
-                f"leak_audit: record {notes} has no 'note', only {', '.join(map(str, case))}. Join the notes first."
-            )
-        words = _words(case["note"]) if isinstance(case["note"], str) else []
-        for kind, value in (("later_text", case.get("text")), ("gold_title", case.get("code"))):
-            if not isinstance(value, str):
-                continue
-            if kind == "later_text":
-                hit = _later_passage(words, value, shingle)
-            else:
-                title = [
-                    w
-                    for w in _words(icd.title(value) or "")
-                    if w not in ("unspecified", "nos", "other", "specified")
-                ]
-                at = f" {' '.join(words)} ".find(f" {' '.join(title)} ") if title else -1
-                hit = (
-                    " ".join(words)[max(0, at - 40) : at + len(" ".join(title)) + 40]
-                    if at >= 0
-                    else ""
-                )
-            table = tables[kind]
-            table["checked"] += 1
-            table["count"] += bool(hit)
-            if hit and len(table["examples"]) < examples:
-                table["examples"].append({"hadm_id": case.get("hadm_id"), "found": hit})
-    for table in tables.values():
-        table["share"] = table["count"] / table["checked"] if table["checked"] else None
-    return {"notes": notes, **tables}
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def _later_passage(note: list[str], summary: str, k: int) -> str:
-    """The longest run of words of the note made of shingles that only later text has, "" if there is none."""
-    parts: tuple[list[str], list[str]] = ([], [])
-    later = False
-    for line in summary.replace("\r\n", "\n").translate(_TRANSLATE).split("\n"):
-        head = " ".join(map(_spelled, _words(line[:60])))
-        wrapped = line.lstrip()[:1].islower() and ":" not in line  # "no nasal | discharge, EOMI"
-        ending = line.rstrip(" =*-_")[-1:]
-        title = ending == ":" or (
-            ending not in ".," and (_printed(line) or "hospital course" in head)
-        )
-        named = title and len(head.split()) < 10 and _LATER_WORD.search(head)
-        later = bool(not wrapped and (named or _LATER_LINE.match(head))) or (
-            later and not _EARLIER_LINE.match(head)
-        )
-        parts[later].append(line)
-    known, after = (
-        {tuple(w[i : i + k]) for i in range(len(w) - k + 1)}
-        for w in (_words("\n".join(part)) for part in parts)
-    )
-    only_later = after - known
-    best, start, end = (0, 0), -1, -1
-    for i in range(len(note) - k + 1):
-        if tuple(note[i : i + k]) in only_later:
-            start = i if i != end + 1 or start < 0 else start
-            end = i
-            best = max(best, (end + k - start, start))
-    if best[0]:
-        return " ".join(note[best[1] : best[1] + best[0]])
-    told, here = (f" {' '.join(w)} " for w in (_words("\n".join(parts[0])), note))
-    lines = (
-        " ".join(_words(_NUMBER.sub("", line.strip().partition(":")[2].strip() or line.strip())))
-        for line in parts[1]
-    )
-    return max(
-        (line for line in lines if " " in line and f" {line} " in here and f" {line} " not in told),
-        key=len,
-        default="",
-    )
+        lines = body.get(name, "").splitlines()
+        lines = [line for line in lines if line.strip("_,;" + _MARKS)]
+        if lines:
+            note.append(f"{heading}: {' '.join(lines)}")
+    return "\n".join(note)

@@ -4,69 +4,84 @@ A well-formed answer is, from its first character to its last,
 
     [<think>] reasoning </think> <diagnosis>I21.01</diagnosis>
 
-with only white space around the parts, a reasoning that is not empty, each tag once; `<think>` is optional
-because the generation prompt ends with it. Any deviation is malformed; its code may still be used:
+with only white space around the parts, a reasoning that is not empty, each tag once; `<think>` is
+optional because the generation prompt ends with it. Any deviation is malformed; its code may still
+be used:
 
 | deviation | code used? |
 |---|---|
 | lower case, no dot, white space around the code, CRLF | yes, and the answer stays well-formed |
-| text before, between or after the parts; empty reasoning; stray tags; tags quoted in the reasoning | yes |
-| the code followed by its title; punctuation or markdown around it; the same code answered twice | yes |
-| two answers that differ; two codes in one answer; an answer left open, or inside another | no: ambiguous |
+| text before, between or after the parts; no reasoning; stray tags; tags in the reasoning | yes |
+| the code with its title behind it, or punctuation or markdown around it | yes |
+| the same code answered twice | yes |
+| two answers that differ; two codes in one answer | no: ambiguous |
+| an answer left open, or inside another | no: ambiguous |
 | `</think>` missing | only if the answer ends the completion: else it may be a passing thought |
 | no answer, an empty one, one that does not begin with something of a code's shape | no |
 
-Tags quoted in the reasoning never count: the answer is what follows the first `</think>`. Only shape matters
-here; whether a code exists is for `icd.is_valid`. Time is linear in the completion.
+Tags quoted in the reasoning never count: the answer is what follows the first `</think>`. The first
+code needs only the shape of one; whether it exists is for `icd.is_valid`. A second code beside it
+counts if it exists and is no word of the first one's title ("D51.0 Vitamin B12 deficiency anemia
+..."). Time is linear in the completion.
+
+Taught in notebooks 0 and 3.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from helpers import icd
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 SYSTEM = (
-    "Give the principal diagnosis of this admission note as one ICD-10-CM code. "  # short: tokens cost
+    "Give the principal diagnosis of this admission note as one ICD-10-CM code. "
     "Reason in <think></think>, then answer in <diagnosis></diagnosis>."
 )
 TAGS = ("<think>", "</think>", "<diagnosis>", "</diagnosis>")
-OPEN, CLOSE = TAGS[2:]
+OPEN = "<diagnosis>"
+CLOSE = "</diagnosis>"
+THINK = "<think>\n"  # the generation prompt ends with it
 LONGEST_ANSWER = 300  # characters; a code with the longest official title fits
 MOST_SPELLINGS = (
-    8  # different texts of a repeated answer that are read, which keeps a flood of answers cheap
+    8  # different texts of a repeated answer that are read: a flood of answers stays cheap
 )
 
 _WORD = re.compile(r"[\w.]+")
-_MARKUP = re.compile(
-    "<(?=[A-Za-z/|\uff5c])"
-)  # the last is the full-width bar of some models' control tokens
+_MARKUP = re.compile("<(?=[A-Za-z/|\uff5c])")  # \uff5c: the bar of some models' control tokens
+_THINK_AT_END = re.compile(r"<think>\s*$")
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """`think`: reasoning, stripped; `code`: normalised, None if unusable; `problem`: None if well-formed."""
+    """`think`: reasoning, stripped; `code`: normalised, None if unusable; `problem`: None if
+    well-formed."""
 
     think: str
     code: str | None
     problem: str | None
-    is_well_formed = property(lambda self: self.problem is None)
+
+    @property
+    def is_well_formed(self) -> bool:
+        return self.problem is None
 
 
 def neutralise(note: str) -> str:
-    """The note with a space after each `<` before a letter, slash or bar, so that no tag and no control token
-    (`<|im_start|>`, `</s>`, `<start_of_turn>`) survives and a note opens no turn. "BP <90" stays as it is."""
+    """The note with a space after each `<` before a letter, slash or bar, so that no tag and no
+    control token (`<|im_start|>`, `</s>`, `<start_of_turn>`) survives and a note opens no turn. "BP
+    <90" stays as it is."""
     return _MARKUP.sub("< ", note)
 
 
 def messages(note: str) -> list[dict[str, str]]:
-    """The chat for one admission note: SYSTEM, then the neutralised note alone as the user's turn."""
+    """The chat for one admission note: SYSTEM, then the neutralised note alone as the user's turn.
+
+    Raises ValueError for an empty note.
+    """
     if not isinstance(note, str) or not note.strip():
         raise ValueError(
             "messages: the note is empty or no text. Drop such cases (mimic.build_cases does)."
@@ -74,111 +89,69 @@ def messages(note: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": neutralise(note)}]
 
 
-def read_template(path: str | Path) -> Callable[[str], list[dict[str, str]]]:
-    """`messages` of a prompt file in the released format: CSV with the columns role and content, `{note}` where the note goes.
+def truncate_note(note: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+    """The longest beginning of the note that ends where a token ends and has at most max_tokens
+    tokens.
 
-    A last turn of the assistant that only opens the reasoning is left out: the chat template opens it (models.load_tokenizer).
-    One that says more stays, and is where the answer goes on (`chat`). Raises ValueError, with the file, for other columns or
-    roles, for text that is not UTF-8, or unless exactly one turn has exactly one `{note}`.
+    Prompts are shortened here, answers never.
     """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-        table = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
-        table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
-        rows = list(table)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: this is not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8."
-        ) from error
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}: this is no CSV ({error}). Put text in double quotes, and double those in it."
-        ) from error
-    if not rows or not {"role", "content"} <= set(table.fieldnames):
-        found = ", ".join(table.fieldnames) or "nothing"
-        raise ValueError(
-            f"{path}: the columns role and content are needed, and a row (found: {found})."
-        )
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{path}: turn {number} has not {len(table.fieldnames)} fields. Put text with commas or line breaks "
-                'between double quotes: user,"A note, {note}"'
-            )
-    turns = [{"role": row["role"].strip().lower(), "content": row["content"]} for row in rows]
-    if wrong := sorted({turn["role"] for turn in turns} - {"system", "user", "assistant"}):
-        raise ValueError(
-            f"{path}: role {', '.join(map(repr, wrong))} is none of system, user, assistant."
-        )
-    if turns[-1]["role"] == "assistant" and turns[-1]["content"].strip() in ("", "<think>"):
-        turns.pop()
-    if (
-        found := sum(
-            turn["content"].count("{note}") for turn in turns if turn["role"] != "assistant"
-        )
-    ) != 1:
-        raise ValueError(
-            f"{path}: {{note}} stands in it {found} times. It must stand once, where the note goes."
-        )
-
-    def fill(note: str) -> list[dict[str, str]]:
-        clean = messages(note)[-1][
-            "content"
-        ]  # checked and neutralised as with the course's own prompt
-        return [turn | {"content": turn["content"].replace("{note}", clean)} for turn in turns]
-
-    return fill
+    encoding = tokenizer(note, add_special_tokens=False, return_offsets_mapping=True)
+    spans = encoding["offset_mapping"]  # (start, end) of each token, in characters
+    if len(spans) <= max_tokens:
+        return note
+    for _, end in reversed(spans[:max_tokens]):
+        beginning = note[:end]  # cut inside a character of several tokens, it may be a few too long
+        if len(tokenizer(beginning, add_special_tokens=False)["input_ids"]) <= max_tokens:
+            return beginning
+    return ""
 
 
-def chat(tokenizer: Any, turns: list[dict[str, str]]) -> str:
-    """The text of a chat up to where the answer begins.
+def chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """The text of a chat up to where the answer begins: the chat template, then what `opening`
+    gives.
 
-    A last turn of the assistant is how the answer begins, in place of the `<think>` of the chat template. Where the template
-    refuses a system turn, its text begins the user's first one.
+    A last turn of the assistant stands in place of the `<think>` that the template opens.
     """
-    from jinja2 import TemplateError
-
-    opening = turns[-1]["content"] if turns[-1]["role"] == "assistant" else None
-    turns, written = (
-        turns if opening is None else turns[:-1],
-        {"tokenize": False, "add_generation_prompt": True},
-    )
-    try:
-        text = tokenizer.apply_chat_template(turns, **written)
-    except TemplateError:
-        if turns[0]["role"] != "system":
-            raise
-        system, first, *rest = turns
-        first = first | {"content": f"{system['content']}\n\n{first['content']}"}
-        text = tokenizer.apply_chat_template([first, *rest], **written)
-    if opening is None:
+    beginning = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
+    if beginning:
+        turns = turns[:-1]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if not beginning:
         return text
-    return re.sub(r"<think>\s*$", "", text) + re.sub(r"<think>\s*$", "<think>\n", opening)
+    return _THINK_AT_END.sub("", text) + _THINK_AT_END.sub(THINK, beginning)
 
 
-def ends(tokenizer: Any, own: int | list[int] | None) -> list[int] | None:
-    """Tokens at which an answer is over: a model's own, its tokenizer's, and the one that the chat template puts behind an
-    answer. Many fine-tunes name in their generation config only the end of a text, and write the end of a turn."""
-    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "answer"}]
-    behind = tokenizer(
-        tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer")[2],
-        add_special_tokens=False,
-    )
-    closing = [
-        i
-        for i in behind["input_ids"][:1]
-        if getattr(tokenizer.added_tokens_decoder.get(i), "special", False)
-    ]
-    return (
-        sorted(
-            {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *closing} - {None}
-        )
-        or None
-    )
+def opening(turns: list[dict[str, str]]) -> str:
+    """The part of the answer that a last turn of the assistant gives away, behind its `<think>`."""
+    if turns[-1]["role"] != "assistant":
+        return ""
+    return turns[-1]["content"].rpartition("<think>")[2].lstrip()
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The added token that the chat template puts behind an answer; None if plain text follows."""
+    sentinel = "0answer0"
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": sentinel}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    rest = text.rpartition(sentinel)[2].lstrip()
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
+def ends(tokenizer: PreTrainedTokenizerBase, own: int | list[int] | None) -> list[int] | None:
+    """Tokens at which an answer is over: a model's own, its tokenizer's, and the end of a turn.
+
+    Many fine-tunes name in their generation config only the end of a text, and write the end of a
+    turn.
+    """
+    tokens = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    tokens.update(own if isinstance(own, list) else [own])
+    return sorted(tokens - {None}) or None
 
 
 def answer(think: str, code: str) -> str:
-    """The well-formed completion of reasoning and code, without the `<think>` of the generation prompt."""
+    """The well-formed completion of reasoning and code, without the `<think>` of the generation
+    prompt."""
     if icd.normalise(code) is None:
         raise ValueError(f"answer: {code!r} does not have the shape of an ICD-10-CM code.")
     if not think.strip() or any(tag in think for tag in TAGS):
@@ -189,7 +162,8 @@ def answer(think: str, code: str) -> str:
 
 
 def parse(completion: str) -> Parsed:
-    """Reasoning and code of a completion, by the table at the top. ValueError only if it is no string."""
+    """Reasoning and code of a completion, by the table at the top. ValueError only if it is no
+    string."""
     if not isinstance(completion, str):
         raise ValueError(f"parse: a completion must be text, not {type(completion).__name__}.")
     text = completion.replace("\r\n", "\n").strip().removeprefix("<think>")
@@ -197,14 +171,16 @@ def parse(completion: str) -> Parsed:
     if not closed:
         think, tag, rest = text.partition(OPEN)
         rest = tag + rest
-    think, rest = think.strip(), rest.strip()
+    think = think.strip()
+    rest = rest.strip()
     code, problem = _answer(rest)
     if not closed:
-        return Parsed(
-            think, code if rest.endswith(CLOSE) else None, "the reasoning lacks its </think>"
-        )
-    if problem is None and (not think or any(tag in think for tag in TAGS)):
-        problem = "tags inside the reasoning" if think else "the reasoning is empty"
+        problem = "the reasoning lacks its </think>"
+        return Parsed(think, code if rest.endswith(CLOSE) else None, problem)
+    if not think:
+        problem = problem or "the reasoning is empty"
+    elif any(tag in think for tag in TAGS):
+        problem = problem or "tags inside the reasoning"
     return Parsed(think, code, problem)
 
 
@@ -216,14 +192,13 @@ def _answer(rest: str) -> tuple[str | None, str | None]:
     if not all(CLOSE in piece for piece in pieces):
         return None, f"an answer that no {CLOSE} closes, or one inside another"
     spellings = {piece.partition(CLOSE)[0].strip() for piece in pieces}
-    readings = (
-        [_code(spelling) for spelling in spellings] if len(spellings) <= MOST_SPELLINGS else []
-    )
+    is_flood = len(spellings) > MOST_SPELLINGS
+    readings = [] if is_flood else [_code(spelling) for spelling in spellings]
     if len({code for code, _ in readings}) != 1:
         return None, "several answers that differ"
-    if len(pieces) > 1:
-        return readings[0][0], "more than one answer"
     code, problem = readings[0]
+    if len(pieces) > 1:
+        return code, "more than one answer"
     if before or not rest.endswith(CLOSE) or rest.count(CLOSE) > 1:
         problem = problem or "text beside the reasoning and the answer"
     return code, problem
@@ -235,13 +210,17 @@ def _code(text: str) -> tuple[str | None, str | None]:
         return None, f"an answer of {len(text)} characters"
     if whole := icd.normalise(text):
         return whole, None
-    words = [word.strip(".") for word in _WORD.findall(text)]
-    code = icd.normalise(words[0]) if words else None
+    if not text:
+        return None, "an empty answer"
+    code, *others = _codes(text) or [None]
     if code is None:
-        return (
-            None,
-            "an answer that does not begin with an ICD-10-CM code" if text else "an empty answer",
-        )
-    if any(icd.normalise(word) not in (None, code) for word in words):
+        return None, "an answer that does not begin with an ICD-10-CM code"
+    rivals = {*others} - {None, code}
+    if rivals and any(map(icd.is_valid, rivals.difference(_codes(icd.title(code) or "")))):
         return None, "several codes in one answer"
     return code, "text beside the code in the answer"
+
+
+def _codes(text: str) -> list[str | None]:
+    """Of each word the code that it has the shape of, or None."""
+    return [icd.normalise(word.strip(".")) for word in _WORD.findall(text)]

@@ -1,102 +1,106 @@
-"""Reasoning traces for part of the training cases: a teacher reads the note, and each trace is checked before it is kept.
+"""Reasoning traces for part of the training cases: a teacher reads the note, each trace is checked.
 
-Without network and GPU the teacher is a reader that knows the casebook and fills a template: *template rationales*, not
-clinical reasoning. It is not told the code. It has a habit that real coders and real teachers have: where the note says
-enough for a specific code it falls back, at the rate HABIT, on the "unspecified" sibling and leaves the telling detail out.
-With a GPU the teacher is any instruct model that runs locally; its answers go through the same check.
+Without network and GPU the teacher is a reader that knows the casebook and fills a template:
+*template rationales*, not clinical reasoning. It is not told the code. It has a habit that real
+coders and real teachers have: where the note says enough for a specific code it falls back, at the
+rate HABIT, on the "unspecified" sibling and leaves the telling detail out. With a GPU the teacher
+is any instruct model that runs locally; its answers go through the same check.
+
+Taught in notebook 2; the data sets for TRL in notebooks 3 and 4.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from helpers import icd, prompts, synthetic
+from helpers import casebook, icd, prompts
 
-# Fixed and committed before the first GRPO run, never tuned. results/LOG.md says when, and the study also runs the rate 0.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Fixed and committed before the first GRPO run, never tuned. results/LOG.md says when, and the
+# study also runs the rate 0.
 HABIT = 0.6
 MOST_CITED = 3
+NOTHING = "nothing specific"  # what a trace cites where the note holds no telling finding
 COLUMNS = ("hadm_id", "think", "code", "kept", "why")
-_CITED = re.compile(r"Findings: (.*?)\.(?:\s|$)", re.DOTALL)
 
 
 def template_teacher(note: str, key: str, *, habit: float = HABIT) -> tuple[str, str]:
-    """(reasoning, code) for an admission note. `key` decides by hash whether the habit strikes: same note, same answer.
+    """(reasoning, dotted code) for an admission note; `key` decides whether the habit strikes.
 
-    The code is the posterior argmax given the casebook phrases found in the note. Cited are the findings that speak most
-    for it: largest log P(finding | code) − log P(finding).
+    The code is the posterior argmax given the casebook phrases found in the note. Cited are the
+    findings that speak most for it (`casebook.evidence`).
     """
-    book = synthetic.casebook()
-    shown, spans = synthetic.read(note, book)
-    belief = synthetic.posterior(shown, book)
-    best = int(belief.argmax())
-    code = book.codes[best]
-    cited, detail = synthetic.evidence(code, spans, book, MOST_CITED)
-    fallback = book.entries[code].get("unspecified")
-    if fallback and int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 16**8 < habit:
-        code = fallback
-        cited, detail = [name for name in cited if name != detail] or cited, ""
-    findings = "; ".join(spans[name] for name in cited) or "nothing specific"
-    category = (
-        icd.category(code) or ""
-    )  # of its title the first five words: a long one costs tokens and says little more
-    chapter, title = (
-        icd.chapter_short(icd.chapter(code) or 22),
-        " ".join((icd.title(category) or "").split()[:5]).rstrip(",;"),
-    )
-    return (
-        f"Findings: {findings}.\n{chapter}: {category} {title}.\nDetail: {spans[detail] if detail else 'none'}.",
-        code,
-    )
+    shown, spans = casebook.read(note)
+    book = casebook.casebook()
+    code = book.codes[casebook.posterior(shown).argmax()]
+    names, detail = casebook.evidence(code, spans, MOST_CITED)
+    sibling = book.entries[code].get("unspecified")
+    if sibling and struck(key, habit):
+        code = sibling
+        names = [name for name in names if name != detail] or names
+        detail = ""
+    findings = "; ".join(spans[name] for name in names) or NOTHING
+    chapter = icd.chapter_short(icd.chapter(code))
+    category = icd.category(code)
+    # Of the title five words: a long one costs tokens and says little more.
+    title = " ".join(icd.title(category).split()[:5]).rstrip(",;")
+    think = f"Findings: {findings}.\n{chapter}: {category} {title}.\n"
+    return think + f"Detail: {spans.get(detail, 'none')}.", code
+
+
+def struck(key: str, habit: float) -> bool:
+    """Whether the habit strikes, at the rate `habit`: by a hash, so always the same for a key."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 16**8 < habit
 
 
 def fallbacks() -> dict[str, str]:
-    """Specific code -> the unspecified sibling that the teacher's habit falls back on (both normalised)."""
-    entries = synthetic.casebook().entries
-    return {
-        str(icd.normalise(code)): str(icd.normalise(entry["unspecified"]))
-        for code, entry in entries.items()
-        if "unspecified" in entry
-    }
+    """Specific code -> the sibling that the habit falls back on, both normalised."""
+    siblings = {}
+    for code, entry in casebook.casebook().entries.items():
+        if "unspecified" in entry:
+            siblings[icd.normalise(code)] = icd.normalise(entry["unspecified"])
+    return siblings
 
 
 def cited_findings(think: str) -> list[str]:
-    """The spans that a reasoning in the course's template cites from the note."""
-    match = _CITED.search(think)
-    return (
-        []
-        if match is None
-        else [text for text in match.group(1).split("; ") if text and text != "nothing specific"]
-    )
+    """The findings that a reasoning in the course's template quotes from the note."""
+    match = re.search(r"Findings: (.*?)\.(?:\s|$)", think, re.DOTALL)
+    quotes = match.group(1).split("; ") if match else []
+    return [quote for quote in quotes if quote not in ("", NOTHING)]
 
 
 def check(think: str, code: str | None, note: str) -> str | None:
-    """None if a trace may be kept, else one line why not: format, existing code, and cites only what the note says.
+    """Why a trace is dropped, in one line; None if it is kept.
 
-    It is deliberately not compared with the label: distillation here is unsupervised, as in the paper.
+    Its code exists, its format parses, and it cites only what the note says. It is deliberately not
+    compared with the label: distillation here is unsupervised, as in the paper.
     """
-    if code is None or not icd.is_valid(code):
+    if not icd.is_valid(code):
         return f"no valid code: {code!r}"
     try:
-        parsed = prompts.parse(prompts.answer(think, code))
+        problem = prompts.parse(prompts.answer(think, code)).problem
     except ValueError as error:
-        return str(error)
-    if parsed.problem:
-        return parsed.problem
-    said = " ".join(note.lower().split())
-    invented = [
-        text for text in cited_findings(think) if " ".join(text.lower().split()) not in said
-    ]
-    if invented:
-        return f"cites what the note does not say: {invented[0]!r}"
-    return None if cited_findings(think) or not think.startswith("Findings:") else "cites nothing"
+        problem = str(error)
+    if problem:
+        return problem
+    quotes = cited_findings(think)
+    if think.startswith("Findings:") and not quotes:
+        return "cites nothing"
+    text = " ".join(note.lower().split())
+    for quote in quotes:
+        if " ".join(quote.lower().split()) not in text:
+            return f"cites what the note does not say: {quote!r}"
+    return None
 
 
 def from_template(cases: pd.DataFrame, *, habit: float = HABIT) -> pd.DataFrame:
-    """Template rationales for cases (hadm_id, note): hadm_id, think, code (normalised), kept, why (None if kept)."""
+    """Template rationales for cases (hadm_id, note), as the table that `checked` gives."""
     rows = []
     for case in cases.itertuples():
         think, code = template_teacher(case.note, str(case.hadm_id), habit=habit)
@@ -105,55 +109,49 @@ def from_template(cases: pd.DataFrame, *, habit: float = HABIT) -> pd.DataFrame:
 
 
 def checked(rows: list[tuple[int, str, str | None, str]]) -> pd.DataFrame:
-    """The table of traces for rows (hadm_id, think, normalised code or None, note), each one checked."""
-    table = [
-        (hadm, think, code, why is None, why)
-        for hadm, think, code, note in rows
-        for why in [check(think, code, note)]
-    ]
-    return pd.DataFrame(table, columns=list(COLUMNS))
+    """The table of traces for rows (hadm_id, think, normalised code or None, note).
+
+    Columns hadm_id, think, code, kept, and why (missing where the trace is kept).
+    """
+    table = []
+    for hadm_id, think, code, note in rows:
+        why = check(think, code, note)
+        table.append((hadm_id, think, code, why is None, why))
+    return pd.DataFrame(table, columns=COLUMNS)
 
 
 def sft_dataset(
     cases: pd.DataFrame, traces: pd.DataFrame, tokenizer: Any, max_note_tokens: int
-) -> Any:
-    """A `datasets.Dataset` of conversational prompt/completion rows for TRL's SFTTrainer, from the traces that were kept.
+) -> Dataset:
+    """Conversational prompt/completion rows for TRL's SFTTrainer, from the traces that were kept.
 
-    The completion starts with `<think>`, which the template's generation prompt already holds: TRL then counts it to the prompt.
+    The completion starts with `<think>`, which the template's generation prompt already holds: TRL
+    then counts it to the prompt. Raises ValueError where no trace was kept.
     """
     from datasets import Dataset
 
-    from helpers import models
-
-    kept = traces[traces["kept"]].merge(
-        cases[["hadm_id", "note"]], on="hadm_id", validate="one_to_one"
-    )
-    rows = [
-        {
-            "prompt": prompts.messages(models.truncate_note(row.note, tokenizer, max_note_tokens)),
-            "completion": [
-                {"role": "assistant", "content": models.THINK + prompts.answer(row.think, row.code)}
-            ],
-        }
-        for row in kept.itertuples()
-    ]
-    if not rows:
+    notes = cases[["hadm_id", "note"]]
+    lessons = traces[traces["kept"]].merge(notes, on="hadm_id", validate="one_to_one")
+    if lessons.empty:
         raise ValueError(
-            "traces: none was kept, so there is nothing to train on. See the column `why` in 02_reasoning_traces."
+            "traces: none was kept, so there is nothing to train on. "
+            "See the column `why` in 02_reasoning_traces."
         )
+    rows = []
+    for trace in lessons.itertuples():
+        note = prompts.truncate_note(trace.note, tokenizer, max_note_tokens)
+        answer = prompts.THINK + prompts.answer(trace.think, trace.code)
+        completion = [{"role": "assistant", "content": answer}]
+        rows.append({"prompt": prompts.messages(note), "completion": completion})
     return Dataset.from_list(rows)
 
 
-def grpo_dataset(cases: pd.DataFrame, tokenizer: Any, max_note_tokens: int) -> Any:
-    """A `datasets.Dataset` of prompts with the columns that rewards read: code (gold) and note."""
+def grpo_dataset(cases: pd.DataFrame, tokenizer: Any, max_note_tokens: int) -> Dataset:
+    """Prompts for TRL's GRPOTrainer, with the columns that rewards read: code (gold) and note."""
     from datasets import Dataset
 
-    from helpers import models
-
-    notes = [models.truncate_note(note, tokenizer, max_note_tokens) for note in cases["note"]]
-    return Dataset.from_list(
-        [
-            {"prompt": prompts.messages(note), "code": code, "note": note}
-            for note, code in zip(notes, cases["code"], strict=True)
-        ]
-    )
+    rows = []
+    for case in cases.itertuples():
+        note = prompts.truncate_note(case.note, tokenizer, max_note_tokens)
+        rows.append({"prompt": prompts.messages(note), "code": case.code, "note": note})
+    return Dataset.from_list(rows)

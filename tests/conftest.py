@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow or busy machine is no fault of what is tested.
+settings.register_profile("course", deadline=None)
+settings.load_profile("course")
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,7 +23,7 @@ def root() -> Path:
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Data, runs and notebooks of a test in a folder of its own, with the tiny profile."""
-    for name in ("FRESH", "ICD_MAKING", "ICD_PROGRESS", "RANK", "WORLD_SIZE"):
+    for name in ("FRESH", "ICD_MAKING", "ICD_HEADLESS", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ICD_PROFILE", "tiny")
     monkeypatch.setenv("ICD_DATA_DIR", str(tmp_path / "synthetic"))

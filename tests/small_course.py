@@ -21,25 +21,24 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parent.parent
 ROWS = 24
 PREPARE = f"""
-from helpers import course, mimic, synthetic, traces
+from helpers import course, hospital, mimic, traces
 import pandas as pd
 course.setup()
 job = course.artefact("data")
-synthetic.write_hospital(job.tmp / "hospital", admissions=300, seed=0)
-job.commit(job.tmp / "hospital")
-job = course.artefact("cases")
-mimic.write_cases(course.data_dir(), job.tmp / "cases.parquet")
-job.commit(job.tmp / "cases.parquet")
-cases = pd.read_parquet(job.path)
-job = course.artefact("traces")
+hospital.write(job.part, admissions=300, seed=0)
+job.finish()
+job = course.artefact("cases", {{}}, ["data"])
+mimic.write_cases(course.data_dir(), job.part / "cases.parquet")
+job.finish()
+cases = pd.read_parquet(job.path / "cases.parquet")
+job = course.artefact("traces", {{}}, ["cases"])
 made = traces.from_template(cases[cases["split"] == "train"].head(80))
-made[made["kept"]].head({ROWS}).to_parquet(job.tmp / "traces.parquet")
-job.commit(job.tmp / "traces.parquet")
+made[made["kept"]].head({ROWS}).to_parquet(job.part / "traces.parquet")
+job.finish()
 """
 
 # Put behind the settings of each copy. Where the file `hold` lies in the run folder, the notebook stops there to be killed.
 EXTRA = """
-import dataclasses
 import time
 
 from transformers import TrainerCallback
@@ -67,54 +66,64 @@ def vowel_reward(completions, code=None, **columns):
     return [sum(text.count(v) for v in "aeiou") / 20 for text in texts]
 
 
-rewards.vowel_reward = vowel_reward
+rewards.REWARDS["vowel_reward"] = vowel_reward
 """
 
 SFT = {
-    "settings": {"steps": 14, "batch": 4, "accumulate": 1, "lora_r": 4, "lora_alpha": 8},
-    "profile": {"sft_save_steps": 5, "sft_warmup": 2},
+    "settings": {
+        "max_steps": 14,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "r": 4,
+        "lora_alpha": 8,
+        "save_steps": 5,
+        "warmup_steps": 2,
+    },
     "cuts": {
         ".head(128)": ".head(2)",
-        'course.TrainerProgress("SFT")': 'course.TrainerProgress("SFT"), Hold()',
+        'training.Steps("SFT")': 'training.Steps("SFT"), Hold()',
     },
     "last": "03_training",
 }
 GRPO = {
     "settings": {
-        "steps": 6,
-        "prompts_per_step": 4,
+        "max_steps": 6,
         "num_generations": 2,
-        "batch": 4,
-        "accumulate": 2,
-        "max_completion": 12,
-        "watch": 2,
-        "watch_every": 2,
-        "rewards": ["vowel_reward"],
-        "weights": [1.0],
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_completion_length": 12,
         "learning_rate": 1e-3,
+        "save_steps": 2,
+        "rewards": ["vowel_reward"],
+        "reward_weights": [1.0],
     },
-    "profile": {"grpo_save_steps": 2},
+    "extra": 'display_settings.update({"watch": 2, "watch_every": 2})',
     "cuts": {
         ".head(64)": ".head(2)",
         "train.sample(24": "train.sample(2",
-        'course.TrainerProgress("GRPO")': 'course.TrainerProgress("GRPO"), Hold()',
+        'training.Steps("GRPO")': 'training.Steps("GRPO"), Hold()',
     },
     "last": "04_training",
 }
 INFERENCE = {
-    "settings": {
-        "max_new_tokens": 12,
-        "cases": 6,
-        "constrained_cases": 2,
-        "sampled_cases": 3,
-        "samples": 2,
-        "baseline_notes": 60,
-    },
-    "profile": {},
-    "cuts": {
-        "    model, own = models.load(": "    hold(label)\n    print(f'answers of {label}')\n    model, own = models.load("
-    },
-    "last": "job.commit(job.work)",
+    "settings": {"max_new_tokens": 12, "cases": 6},
+    "extra": """
+from helpers import inference
+
+constrained_cases, sampled_cases, samples, baseline_notes = 2, 3, 2, 60
+real_predict = inference.predict
+
+
+def predict(*tables, label, **options):
+    hold(label)
+    print(f"answers of {label}")
+    return real_predict(*tables, label=label, **options)
+
+
+inference.predict = predict
+""",
+    "cuts": {},
+    "last": "its_settings = greedy",
 }
 CUTS = {"03_lora_sft": SFT, "04_qlora_grpo": GRPO, "05_inference": INFERENCE}
 
@@ -132,7 +141,7 @@ def environment(root: Path) -> dict[str, str]:
     return {
         k: v
         for k, v in os.environ.items()
-        if k not in ("ICD_MAKING", "ICD_PROGRESS", "RANK", "WORLD_SIZE")
+        if k not in ("ICD_MAKING", "ICD_HEADLESS", "RANK", "WORLD_SIZE")
     } | there
 
 
@@ -160,10 +169,9 @@ def copy_notebook(
         )
         whole = whole.replace(old, new)
     sources = whole.split("\0")
-    override = (
-        f"{EXTRA}{extra}\nprofile = dataclasses.replace(profile, **{cut['profile']!r})\n"
-        f"settings.update({ {**cut['settings'], **(settings or {})}!r})"
-    )
+    own = cut.get("extra", "")
+    changes = {**cut["settings"], **(settings or {})}
+    override = f"{EXTRA}{extra}\nsettings.update({changes!r})\n{own}"
     sources.insert(2, override)
     nb.cells = [nbformat.v4.new_code_cell(source) for source in sources]
     (root / "notebooks").mkdir(exist_ok=True)
@@ -179,9 +187,9 @@ def prepare(root: Path) -> None:
 
 
 def course(root: Path, *arguments: str, **env: str) -> str:
-    """What `python -m helpers.course` prints; fails where it fails."""
+    """What `python -m helpers.machinery.notebooks` prints; fails where it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "helpers.course", *arguments],
+        [sys.executable, "-m", "helpers.machinery.notebooks", *arguments],
         env=environment(root) | env,
         cwd=ROOT,
         text=True,
@@ -205,7 +213,7 @@ def kill_notebook(root: Path, name: str, where: object) -> None:
     hold, held = run_folder(root) / "hold", run_folder(root) / "held"
     hold.write_text(str(where))
     child = subprocess.Popen(
-        [sys.executable, "-m", "helpers.course", "run", "--only", name],
+        [sys.executable, "-m", "helpers.machinery.notebooks", "run", "--only", name],
         env=environment(root),
         cwd=ROOT,
         text=True,
@@ -237,5 +245,11 @@ def weights(folder: Path) -> dict:
     return found
 
 
-def stamp(root: Path, name: str) -> dict:
-    return json.loads((run_folder(root) / ".stamps" / f"{name}.json").read_text())
+def record(root: Path, name: str) -> dict:
+    """What an artefact of the run was made from."""
+    return json.loads((run_folder(root) / name / "made_from.json").read_text())
+
+
+def work(root: Path, name: str) -> Path:
+    """The folder of an interrupted artefact's checkpoints."""
+    return next((run_folder(root) / ".making").glob(f"{name}.????????????"))

@@ -21,7 +21,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from helpers import course, explorer, icd, notes, prompts, synthetic
+from helpers import explorer, hospital, icd, notes, prompts
+from helpers.machinery import places
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -66,13 +67,13 @@ class Lab:
 
 def invented() -> pd.DataFrame:
     """Cases of a synthetic hospital whose notes hold at least two findings that tell, by chapter."""
-    rows = synthetic.draw(1200, seed=5)
+    rows = hospital.draw(1200, seed=5)
     found: dict[int, list[dict[str, Any]]] = {chapter: [] for chapter in NUMBERS}
     for row in rows:
         chapter = icd.chapter(row["code"])
         if len(found.get(chapter, range(99))) >= NUMBERS.get(chapter, 0):
             continue
-        note = notes.admission_note(synthetic.summaries([row], seed=5)[0])
+        note = notes.admission_note(hospital.summaries([row], seed=5)[0])
         if len(set(explorer.telling_findings(note, row["code"]))) > 1:
             ids = {name: row[name] for name in ("subject_id", "hadm_id")}
             found[chapter].append(
@@ -260,8 +261,10 @@ class Explorer:
     def choose(self, what: str, label: str) -> None:
         self.page.get_by_label(what, exact=True).select_option(label=label)
 
-    def turn(self, name: str) -> None:
-        self.page.get_by_role("button", name=name).click()
+    def turn(self, number: int) -> None:
+        box = self.page.locator("input[type=number]")
+        box.fill(str(number))
+        box.press("Enter")
 
     def shows(self, *texts: str) -> None:
         """Waits until the view holds all the texts."""
@@ -272,7 +275,8 @@ class Explorer:
         return f"{self.page.locator('input[type=number]').input_value()} {self.count()}"
 
     def count(self) -> str:
-        return self.page.locator(".widget-hbox .widget-label", has_text="of ").inner_text()
+        label = self.page.locator(".widget-label", has_text="Case of ").inner_text()
+        return label.removeprefix("Case ")
 
     def marks(self) -> tuple[list[str], list[str]]:
         """Marked and dashed phrases of the note, without the legend."""
@@ -291,10 +295,7 @@ def box(page: Page) -> Explorer:
     for what, label in (("Model", "GRPO"), ("Chapter", "all chapters"), ("Answer", "any answer")):
         box.choose(what, label)
     page.locator(".widget-label", has_text="of 17").wait_for()
-    number = page.locator("input[type=number]")
-    if number.input_value() != "1":
-        number.fill("1")
-        number.press("Enter")
+    box.turn(1)
     return box
 
 
@@ -306,7 +307,7 @@ def shot(page: Page, name: str) -> None:
 
 def test_a_case_shows_heading_paths_rewards_and_marks(box: Explorer, lab: Lab) -> None:
     case = lab.cases.iloc[0]
-    box.shows(f"Admission {case['hadm_id']}: GRPO, wrong chapter", course.NOTICE)
+    box.shows(f"Admission {case['hadm_id']}: GRPO, wrong chapter", places.NOTICE)
     assert box.place() == "1 of 17"
     truth = box.view.locator("table").first.locator("td").nth(1).inner_text()
     assert icd.dotted(case["code"]) in truth and truth.count("✓") >= 3 and "✗" not in truth
@@ -338,39 +339,33 @@ def test_the_model_decides_what_is_marked_and_dashed(box: Explorer, lab: Lab) ->
 
 def test_filters_and_pages(box: Explorer, lab: Lab) -> None:
     ids = [*lab.cases["hadm_id"]]
-    back, forth = (box.page.get_by_role("button", name=name) for name in ("previous", "next"))
-    assert back.is_disabled() and forth.is_enabled()
-    box.turn("next")
-    box.turn("next")
+    box.turn(3)
     box.shows(f"Admission {ids[2]}: GRPO, right code")
     assert box.place() == "3 of 17"
-    box.turn("previous")
-    box.shows(f"Admission {ids[1]}: GRPO, right code")
+    box.turn(1)
     box.choose("Answer", "any error")  # each third row
     box.shows(f"Admission {ids[0]}: GRPO, wrong chapter")
     assert box.place() == "1 of 6"
-    box.turn("next")
+    box.turn(2)
     box.shows(f"Admission {ids[3]}: GRPO, wrong chapter")
     box.choose("Chapter", f"10 {icd.chapter_short(10)}")  # rows 7 to 12 of 17
-    box.shows(f"Admission {ids[9]}: GRPO, wrong chapter", "I10 Essential")
-    assert box.place() == "1 of 2"
-    box.turn("next")
-    box.shows(f"Admission {ids[12]}: GRPO, wrong chapter")
-    assert box.place() == "2 of 2" and forth.is_disabled()
+    box.shows(f"Admission {ids[12]}: GRPO, wrong chapter", "I10 Essential")
+    assert box.place() == "2 of 2"
+    box.turn(1)
+    box.shows(f"Admission {ids[9]}: GRPO, wrong chapter")
     box.choose("Answer", "right category")
-    box.shows("No case fits", "right category")
-    assert not forth.is_visible(), "there is nothing to page through"
+    box.shows("No case fits")
     shot(box.page, "explorer-none")
     box.choose("Model", "SFT")
     box.choose("Answer", "unusable")
     box.shows(f"Admission {ids[7]}: SFT, unusable")
-    assert box.place() == "1 of 3" and forth.is_visible()
+    assert box.place() == "1 of 3"
 
 
 def test_what_others_wrote_is_shown_and_does_not_act(
     box: Explorer, lab: Lab, seen: dict[str, list[str]]
 ) -> None:
-    box.turn("next")
+    box.turn(2)
     box.shows(f"Admission {lab.cases['hadm_id'][1]}: GRPO", HOSTILE)
     static = box.page.locator(".jp-RenderedHTML", has_text="Admission note")
     assert static.inner_text().count(HOSTILE) == 2, (
@@ -393,9 +388,7 @@ def test_a_narrow_window_cuts_nothing(box: Explorer) -> None:
         )
         boxes = [cell.bounding_box() for cell in part.locator("td").all()]
         assert all(b and b["width"] > 200 and b["x"] + b["width"] <= 560 for b in boxes), boxes
-    right = [
-        e.bounding_box() for e in box.page.locator(".widget-dropdown, .widget-hbox button").all()
-    ]
+    right = [e.bounding_box() for e in box.page.locator(".widget-dropdown").all()]
     assert all(b and b["x"] + b["width"] <= 560 for b in right), right
 
 
@@ -408,47 +401,3 @@ def test_nothing_but_the_local_server_was_asked(
     )
     assert not [url for url in seen["requests"] if not url.startswith(local)]
     assert not lab.attempts.exists(), lab.attempts.read_text()
-
-
-# ------------------------------------------------------------------- what mattered, without a browser
-
-
-def test_findings_that_mattered_are_shown_by_default_on_synthetic_notes_alone(
-    places: Path, cases: pd.DataFrame
-) -> None:
-    tables, case = {"sft": predictions(cases)["sft"]}, cases.iloc[0].to_dict()
-    telling = explorer.telling_findings(case["note"], case["code"])
-    assert 1 < len(telling) <= 3 and all(phrase in case["note"] for phrase in telling)
-    assert explorer.telling_findings(case["note"], "A0101") == [], (
-        "the casebook knows nothing of that code"
-    )
-
-    def dashed(**options: Any) -> list[bool]:
-        static = explorer.case_html(case, tables, **options)
-        assert static == explorer.case_html(case, {"sft": tables["sft"].iloc[0]}, **options), (
-            "a table or its row"
-        )
-        return [
-            "<ins" in static,
-            "<ins" in explorer.explore(cases, tables, **options).children[-1].value,
-        ]
-
-    assert dashed() == [False, False], "no hospital wrote them: they may be real"
-    truth = places / "synthetic" / "truth"
-    truth.mkdir(parents=True)
-    cases[["hadm_id"]].iloc[1:].to_parquet(truth / "findings.parquet")
-    assert dashed() == [False, False], "one is of another hospital"
-    cases[["hadm_id"]].to_parquet(truth / "findings.parquet")
-    assert dashed() == [True, True]
-    with pytest.raises(ValueError, match="no model answered"):
-        explorer.case_html(cases.iloc[1], {"sft": tables["sft"].iloc[:1]})
-    options: list[Any] = [
-        {},
-        {case["hadm_id"]: telling},
-        lambda note, code: telling,
-        lambda note, code: (),
-    ]
-    shown = [
-        "<ins" in explorer.explore(cases, tables, missed=o).children[-1].value for o in options
-    ]
-    assert shown == [False, True, True, False]

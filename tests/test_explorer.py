@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import course, explorer, icd, plots
+from helpers import explorer, icd, metrics, plots
+from helpers.machinery import places
 
 NOTE = (
     "Chief Complaint: chest pain\nHPI: 61 year old man with crushing chest pain for 2 hours, diaphoresis. Denies fever.\n"
@@ -73,7 +74,7 @@ class Page(HTMLParser):
 
 def test_case_shows_note_reasoning_paths_rewards_and_notice():
     page = Page(explorer.case_html(CASE, ANSWERS))
-    assert course.NOTICE in page.text
+    assert places.NOTICE in page.text
     assert all(
         line in page.text for line in NOTE.splitlines() if "pain" not in line and "ST" not in line
     )
@@ -90,21 +91,19 @@ def test_case_shows_note_reasoning_paths_rewards_and_notice():
     assert "+1.00" in page.inside["b"] and "-0.50" in page.inside["b"]
 
 
-def test_ticks_say_on_which_level_an_answer_leaves_the_truth():
-    path = Page(explorer._path("I2109", "I2102")).text
-    assert [part[0] for part in path.replace("✓", "\n✓").replace("✗", "\n✗").split("\n")[1:]] == [
-        "✓",
-        "✓",
-        "✓",
-        "✗",
-    ]
-    assert Page(explorer._path("J189", "I2102")).text.count("✗") == 4
-    assert Page(explorer._path("I10", "I10")).text.count("✓") == 3, (
-        "a category that is a code stands once"
-    )
-    assert "✗" in Page(explorer._path("I21", "I2102")).text, (
-        "the header of the right code is not the right code"
-    )
+@pytest.mark.parametrize(
+    ("code", "gold", "ticks"),
+    [
+        ("I2109", "I2102", "✓✓✓✗"),
+        ("J189", "I2102", "✗✗✗✗"),
+        ("I10", "I10", "✓✓✓"),  # a category that is a code stands once
+        ("I21", "I2102", "✓✓✓✗"),  # the header of the right code is not the right code
+    ],
+)
+def test_ticks_say_on_which_level_an_answer_leaves_the_truth(code, gold, ticks):
+    text = Page(explorer.case_html({**CASE, "code": gold}, {"sft": answer("", code)})).text
+    path = text[text.index("edges from the truth") : text.index("rewards")]
+    assert "".join(letter for letter in path if letter in "✓✗") == ticks
 
 
 def test_it_is_static_html_without_scripts_or_links():
@@ -127,12 +126,9 @@ def test_it_is_static_html_without_scripts_or_links():
 
 def test_without_styles_as_on_github_lines_and_cells_keep_their_order():
     html = explorer.case_html(CASE, ANSWERS)
-    assert "\n" not in html and html.count("<br>") >= NOTE.count("\n") + 6, (
-        "white-space: pre-wrap is dropped there"
-    )
-    assert all(
-        attributes.get("valign") == "top" for tag, attributes in Page(html).tags if tag == "td"
-    )
+    assert html.count("<br>") >= NOTE.count("\n") + 6, "line breaks need no style"
+    cells = [attributes for tag, attributes in Page(html).tags if tag == "td"]
+    assert all(attributes.get("valign") == "top" for attributes in cells)
     bold = "".join(Page(html).inside["b"])
     assert "ST elevation in V1-V4" in bold, "a citation shows where <mark> is dropped"
 
@@ -167,7 +163,8 @@ def test_nothing_that_others_wrote_becomes_html(where):
     st.lists(st.text(st.sampled_from("ab <&."), max_size=6), max_size=5),
 )
 def test_marking_changes_no_character_of_the_text(text, cited, missed):
-    assert Page(explorer.mark(text, cited, missed)).text == text
+    pieces = explorer.mark(text, cited, missed)
+    assert "".join(piece for _, piece in pieces) == text
 
 
 def test_cited_wins_over_missed_and_missed_is_named_in_the_legend():
@@ -184,11 +181,20 @@ def test_cited_wins_over_missed_and_missed_is_named_in_the_legend():
 def test_cited_phrases_are_the_notes_own_words():
     think = "Findings: crushing chest pain; SOB; melena. The man with crushing chest pain for 2 hours, and none of fever."
     note = NOTE + " SOB. Allergies: none. Findings as below."
-    found = explorer.cited_phrases(think, note)
-    assert found[0] == "man with crushing chest pain for 2 hours" and "sob" in found
-    assert not {"melena", "none", "findings"} & set(found)
+    phrases = explorer.cited_phrases(think, note)
+    assert phrases[0] == "man with crushing chest pain for 2 hours" and "sob" in phrases
+    assert not {"melena", "none", "findings"} & set(phrases)
     assert explorer.cited_phrases("", note) == [] == explorer.cited_phrases(think, "")
     assert explorer.cited_phrases("crushing\nchest pain", NOTE) == ["crushing chest pain"]
+
+
+def test_citations_in_another_order_than_the_note_are_found():
+    think = "Troponin 2.4 and then, before that, crushing chest pain for 2 hours."
+    assert explorer.cited_phrases("Troponin 2.4, crushing chest pain", NOTE) == [
+        "crushing chest pain",
+        "troponin 2.4",
+    ]
+    assert "crushing chest pain for 2 hours" in explorer.cited_phrases(think, NOTE)
 
 
 @settings(max_examples=60, deadline=None)
@@ -265,69 +271,76 @@ def hospital() -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
 
 
 def parts(box):
-    (model, chapter, kind), (back, page, count, forth), view = (
-        box.children[0].children,
-        box.children[1].children,
-        box.children[2],
-    )
-    return model, chapter, kind, back, page, count, forth, view
+    controls, view = box.children
+    return *controls.children[:4], view
+
+
+def admissions(page: str) -> str:
+    return Page(page).text.split("Admission ")[1].split("Admission note")[0].strip()
 
 
 def test_explore_filters_by_model_chapter_and_kind(hospital):
     cases, tables = hospital
-    model, chapter, kind, _, _, count, _, view = parts(explorer.explore(cases, tables, rewards=[]))
-    assert model.value == "grpo" and count.value == "of 80"
-    assert [number for _, number in chapter.options] == [0, *sorted(cases["chapter"].unique())]
-    outcomes = {m: plots.outcomes(cases, t) for m, t in tables.items()}
-    for m in tables:
-        for wanted in ("any", "error", *plots.KINDS):
-            for number in (0, 9, 10):
-                model.value, kind.value, chapter.value = m, wanted, number
-                frame = outcomes[m]
-                keep = (
-                    (frame["kind"] != "full")
-                    if wanted == "error"
-                    else (frame["kind"] == wanted) | (wanted == "any")
-                )
-                keep &= (frame["gold"].map(icd.chapter) == number) | (number == 0)
-                assert count.value == f"of {keep.sum()}"
-                if keep.sum():
-                    assert (
-                        f"Admission {frame.loc[keep, 'hadm_id'].iloc[0]}: {plots.label(m)}"
-                        in view.value
-                    )
+    model, chapter, kind, number, view = parts(explorer.explore(cases, tables, rewards=[]))
+    assert model.value == "grpo" and number.max == 80
+    present = sorted(cases["chapter"].unique())
+    assert list(chapter.options)[1:] == [f"{c} {icd.chapter_short(c)}" for c in present]
+    for name, table in tables.items():
+        frame = metrics.outcomes(cases, table)
+        for wanted in ("any answer", "any error", *(kind.label for kind in plots.KINDS.values())):
+            for place in ("all chapters", *list(chapter.options)[1:3]):
+                model.value, kind.label, chapter.label = name, wanted, place
+                chosen = frame[frame["gold"].map(icd.chapter).isin(chapter.value)]
+                labels = chosen["kind"].map(lambda kind: plots.KINDS[kind].label)
+                if wanted == "any error":
+                    chosen = chosen[chosen["kind"] != "full"]
+                elif wanted != "any answer":
+                    chosen = chosen[labels == wanted]
+                assert number.description == f"Case of {len(chosen)}"
+                if chosen.empty:
+                    assert "No case fits" in view.value and places.NOTICE in view.value
                 else:
-                    assert "No case fits" in view.value and course.NOTICE in view.value
+                    assert f"{plots.label(name)}, " in admissions(view.value)
+                    shown = int(admissions(view.value).split(":")[0])
+                    assert shown in set(chosen["hadm_id"])
 
 
 def test_explore_pages_and_stays_within_bounds(hospital):
     cases, tables = hospital
-    model, chapter, kind, back, page, count, forth, view = parts(
-        explorer.explore(cases, tables, rewards=[])
-    )
-    first = view.value
-    back.click()
-    assert page.value == 1 and view.value == first
-    forth.click()
-    assert page.value == 2 and "Admission 20000001:" in view.value
-    page.value = 80
-    forth.click()
-    assert page.value == 80 and "Admission 20000079:" in view.value
-    kind.value = "error"
-    assert page.value == 1 and page.max == int(count.value.split()[1]) < 80
-    model.value, kind.value = "base", "full"
-    assert page.max == 1 and "No case fits" in view.value
-    kind.value = "any"
+    model, chapter, kind, number, view = parts(explorer.explore(cases, tables, rewards=[]))
+    assert number.value == 1 and "Admission 20000000:" in view.value
+    number.value = 2
+    assert "Admission 20000001:" in view.value
+    number.value = 99
+    assert number.value == 80 and "Admission 20000079:" in view.value
+    kind.label = "any error"
+    assert number.value == number.max < 80, "the last case that fits"
+    model.value, kind.label = "base", "right code"
+    assert number.max == 1 and "No case fits" in view.value
+    kind.label = "any answer"
     assert "Admission 20000000: Base" in view.value
 
 
-def test_explore_passes_on_what_was_missed_and_says_what_is_wrong(hospital):
+def test_explore_says_what_is_wrong(hospital):
     cases, tables = hospital
-    view = explorer.explore(
-        cases, tables, missed={20_000_000: ["diaphoresis"]}, rewards=[]
-    ).children[-1]
-    assert "mattered, not cited" in view.value and "diaphoresis" in Page(view.value).inside["ins"]
     with pytest.raises(ValueError, match="no predictions"):
         explorer.explore(cases, {})
     with pytest.raises(ValueError, match="share no hadm_id"):
         explorer.explore(cases.assign(hadm_id=cases["hadm_id"] + 1000), tables)
+
+
+def test_what_mattered_is_dashed_for_cases_of_the_synthetic_hospital_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICD_DATA_DIR", str(tmp_path / "synthetic"))
+    case = {**CASE, "note": "CC: chest pain\nHPI: He has crushing chest pain.", "code": "I214"}
+    telling = explorer.telling_findings(case["note"], case["code"])
+    assert telling and all(phrase in case["note"] for phrase in telling)
+    assert explorer.telling_findings(case["note"], "A0101") == [], "the casebook lacks that code"
+    answers = {"sft": answer("It is what it is.", "I214")}
+    assert "<ins" not in explorer.case_html(case, answers), "no hospital wrote it: it may be real"
+    truth = tmp_path / "synthetic" / "truth"
+    truth.mkdir(parents=True)
+    ids = pd.DataFrame({"hadm_id": [case["hadm_id"] + 1]})
+    ids.to_parquet(truth / "findings.parquet")
+    assert "<ins" not in explorer.case_html(case, answers), "it is of another hospital"
+    (ids - 1).to_parquet(truth / "findings.parquet")
+    assert "<ins" in explorer.case_html(case, answers)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
-from helpers import icd, inference, models, notes, prompts, synthetic
+from helpers import casebook, hospital, icd, inference, models, notes, profiles, prompts
 
 ROOT = Path(__file__).parent.parent
+# what `predict` reads of a profile
+PROFILE = SimpleNamespace(
+    max_note_tokens=256, max_new_tokens=80, batch_size=lambda samples=1: max(1, 128 // samples)
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +29,8 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def cases() -> pd.DataFrame:
-    rows = synthetic.draw(12, 51)
-    texts = [notes.admission_note(t) for t in synthetic.summaries(rows, 51)]
+    rows = hospital.draw(12, 51)
+    texts = [notes.admission_note(t) for t in hospital.summaries(rows, 51)]
     frame = pd.DataFrame({"subject_id": range(12), "hadm_id": range(100, 112), "note": texts})
     return frame[frame["note"] != ""].reset_index(drop=True)
 
@@ -49,8 +55,8 @@ def test_answers_come_back_in_the_order_of_the_cases_whatever_the_batches(
     loaded, cases: pd.DataFrame
 ) -> None:
     model, tokenizer = loaded
-    one = inference.predict(model, tokenizer, cases, max_new_tokens=12, batch_size=1)
-    many = inference.predict(model, tokenizer, cases, max_new_tokens=12, batch_size=5)
+    one = inference.predict(model, tokenizer, cases, PROFILE, max_new_tokens=12, batch_size=1)
+    many = inference.predict(model, tokenizer, cases, PROFILE, max_new_tokens=12, batch_size=5)
     assert list(one["hadm_id"]) == list(many["hadm_id"]) == list(cases["hadm_id"])
     assert (one["completion"] == many["completion"]).mean() > 0.9, (
         "padding must not change answers (but for ties in float)"
@@ -61,7 +67,7 @@ def test_the_model_and_tokenizer_are_left_as_they_were(loaded, cases: pd.DataFra
     model, tokenizer = loaded
     model.train()
     tokenizer.padding_side = "right"
-    inference.predict(model, tokenizer, cases.head(2), max_new_tokens=2)
+    inference.predict(model, tokenizer, cases.head(2), PROFILE, max_new_tokens=2)
     assert model.training
     assert tokenizer.padding_side == "right"
     model.eval()
@@ -72,7 +78,14 @@ def test_several_samples_differ_and_are_numbered(loaded, cases: pd.DataFrame) ->
     model, tokenizer = loaded
     torch.manual_seed(0)
     drawn = inference.predict(
-        model, tokenizer, cases.head(3), samples=4, temperature=1.2, max_new_tokens=16, batch_size=2
+        model,
+        tokenizer,
+        cases.head(3),
+        PROFILE,
+        samples=4,
+        temperature=1.2,
+        max_new_tokens=16,
+        batch_size=2,
     )
     assert len(drawn) == 12
     assert drawn.groupby("hadm_id")["sample"].apply(list).map(lambda s: s == [0, 1, 2, 3]).all()
@@ -81,28 +94,35 @@ def test_several_samples_differ_and_are_numbered(loaded, cases: pd.DataFrame) ->
 
 def test_a_seed_gives_the_same_samples_whatever_ran_before(loaded, cases: pd.DataFrame) -> None:
     options = {"samples": 3, "temperature": 1.2, "max_new_tokens": 12, "seed": 5}
-    first = inference.predict(*loaded, cases.head(2), **options)
+    first = inference.predict(*loaded, cases.head(2), PROFILE, **options)
     torch.rand(7)
-    pd.testing.assert_frame_equal(inference.predict(*loaded, cases.head(2), **options), first)
-    other = inference.predict(*loaded, cases.head(2), **(options | {"seed": 6}))
+    pd.testing.assert_frame_equal(
+        inference.predict(*loaded, cases.head(2), PROFILE, **options), first
+    )
+    other = inference.predict(*loaded, cases.head(2), PROFILE, **(options | {"seed": 6}))
     assert (other["completion"] != first["completion"]).any()
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 import pandas as pd
 from helpers import inference, models
 
-def until_the_third(batches):
-    for number, start in enumerate(batches):
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield start
+profile = SimpleNamespace(max_note_tokens=256, max_new_tokens=8, batch_size=lambda samples: 3)
+model, tokenizer = models.load("tiny")
+generate, calls = model.generate, []
 
+def until_the_third(**options):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return generate(**options)
+
+model.generate = until_the_third
 cases = pd.read_parquet(sys.argv[1])
-inference.predict(*models.load("tiny"), cases, samples=2, temperature=1.0, seed=3, max_new_tokens=8, batch_size=3,
-                  keep=Path(sys.argv[2]), progress=until_the_third)
+inference.predict(model, tokenizer, cases, profile, samples=2, temperature=1.0, seed=3, keep=Path(sys.argv[2]))
 """
 
 
@@ -112,7 +132,9 @@ def test_killed_between_batches_it_goes_on_and_ends_with_the_same_answers(
     cases.to_parquet(tmp_path / "cases.parquet")
     kept = tmp_path / "parts"
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "cases.parquet"), str(kept)], cwd=ROOT
+        [sys.executable, "-c", KILLED, str(tmp_path / "cases.parquet"), str(kept)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == -signal.SIGKILL and sorted(p.name for p in kept.iterdir()) == [
         "0.json",
@@ -125,50 +147,94 @@ def test_killed_between_batches_it_goes_on_and_ends_with_the_same_answers(
     options = {"samples": 2, "temperature": 1.0, "seed": 3, "max_new_tokens": 8, "batch_size": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "generate", lambda **k: asked.append(len(k["input_ids"])) or real(**k))
-        again = inference.predict(model, tokenizer, cases, keep=kept, **options)
+        again = inference.predict(model, tokenizer, cases, PROFILE, keep=kept, **options)
     assert sum(asked) == len(cases) - 6, "what was kept was asked again"
-    pd.testing.assert_frame_equal(again, inference.predict(model, tokenizer, cases, **options))
+    pd.testing.assert_frame_equal(
+        again, inference.predict(model, tokenizer, cases, PROFILE, **options)
+    )
     others = cases.assign(hadm_id=cases["hadm_id"] + 1000)
     assert list(
-        inference.predict(model, tokenizer, others, keep=kept, **options)["hadm_id"].unique()
+        inference.predict(model, tokenizer, others, PROFILE, keep=kept, **options)[
+            "hadm_id"
+        ].unique()
     ) == [*others["hadm_id"]]
 
 
 def test_a_models_own_repetition_penalty_is_set_aside(loaded, cases: pd.DataFrame) -> None:
     model, tokenizer = loaded
-    plain = inference.predict(model, tokenizer, cases.head(2), max_new_tokens=24)
+    plain = inference.predict(model, tokenizer, cases.head(2), PROFILE, max_new_tokens=24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.generation_config, "repetition_penalty", 1.5)
         patch.setattr(model.generation_config, "no_repeat_ngram_size", 2)
         pd.testing.assert_frame_equal(
-            inference.predict(model, tokenizer, cases.head(2), max_new_tokens=24), plain
+            inference.predict(model, tokenizer, cases.head(2), PROFILE, max_new_tokens=24), plain
         )
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory."),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
         MemoryError(),
     ],
     ids=["cuda", "cpu", "python"],
 )
-def test_out_of_memory_says_what_to_lower(loaded, cases: pd.DataFrame, error: Exception) -> None:
+def test_where_memory_runs_out_the_batch_is_halved_and_no_answer_changes(
+    loaded, cases: pd.DataFrame, error: Exception, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    model, tokenizer = loaded
+    options = {"max_new_tokens": 8, "keep": tmp_path}
+    want = inference.predict(model, tokenizer, cases, PROFILE, max_new_tokens=8, batch_size=2)
+    real = model.generate
+    sizes = []
+
+    def small(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise error
+        return real(**inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "generate", small)
+        table = inference.predict(model, tokenizer, cases, PROFILE, batch_size=9, **options)
+        pd.testing.assert_frame_equal(table, want)
+        assert sizes[:3] == [9, 4, 2] and set(sizes[2:]) <= {1, 2}
+        assert capsys.readouterr().out.count("memory does not hold 9 cases at once: going on") == 1
+        assert model.generation_config is not None and tokenizer.padding_side == "left"
+        sizes.clear()
+        inference.predict(model, tokenizer, cases, PROFILE, batch_size=2, **options)
+        assert not sizes, "what was answered is kept"
+
+
+def test_a_single_case_that_does_not_fit_says_what_to_lower(loaded, cases: pd.DataFrame) -> None:
     model, tokenizer = loaded
 
     def full(**_):
-        raise error
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "generate", full)
-        with pytest.raises(MemoryError, match="batch_size to 2 .*infer_batch_tokens"):
-            inference.predict(model, tokenizer, cases, batch_size=4)
-        with pytest.raises(MemoryError, match="max_note_tokens"):
-            inference.predict(model, tokenizer, cases, batch_size=1)
+        with pytest.raises(MemoryError, match="a single case does not fit. Set max_note_tokens"):
+            inference.predict(model, tokenizer, cases, PROFILE, batch_size=4)
 
 
-def test_memory_that_runs_out_before_the_first_batch_is_on_the_device_says_what_to_lower(
+def test_another_error_is_no_lack_of_memory(loaded, cases: pd.DataFrame) -> None:
+    model, tokenizer = loaded
+    asked = []
+
+    def broken(**_):
+        asked.append(1)
+        raise RuntimeError("shapes do not match")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "generate", broken)
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            inference.predict(model, tokenizer, cases, PROFILE, batch_size=4)
+    assert len(asked) == 1 and tokenizer.padding_side == "left"
+
+
+def test_memory_that_runs_out_before_a_batch_is_on_the_device_halves_it_too(
     loaded, cases: pd.DataFrame
 ) -> None:
     model, tokenizer = loaded
@@ -179,41 +245,43 @@ def test_memory_that_runs_out_before_the_first_batch_is_on_the_device_says_what_
         def __getattr__(self, name: str):
             return getattr(tokenizer, name)
 
-        def __call__(self, *texts, **options):
-            if "return_tensors" not in options:
-                return tokenizer(*texts, **options)
-            raise MemoryError
+        def __call__(self, texts, **options):
+            if "padding" in options and len(texts) > 1:
+                raise MemoryError
+            return tokenizer(texts, **options)
 
-    with pytest.raises(
-        MemoryError,
-        match="^4 prompts of many tokens with 1 answers each do not fit: set batch_size to 2",
-    ):
-        inference.predict(model, Full(), cases, batch_size=4)
+    table = inference.predict(model, Full(), cases.head(4), PROFILE, max_new_tokens=2)
+    assert len(table) == 4
 
 
 CROWDED = """
-import resource, sys
+import resource
+from types import SimpleNamespace
 import pandas as pd
 from pathlib import Path
 from helpers import inference, models
 
+profile = SimpleNamespace(max_note_tokens=999, max_new_tokens=4, batch_size=lambda samples: 256)
 model, tokenizer = models.load("tiny")
 case = {"subject_id": 1, "hadm_id": 2, "note": "Chief Complaint: pain. " * 40}
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
-inference.predict(model, tokenizer, pd.DataFrame([case] * 256), batch_size=256, max_new_tokens=4)
+resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
+print(len(inference.predict(model, tokenizer, pd.DataFrame([case] * 256), profile)))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit of a process's memory that is kept to")
-def test_a_batch_too_large_for_the_memory_of_a_cpu_says_what_to_lower(root: Path) -> None:
+def test_a_batch_too_large_for_the_memory_of_a_cpu_is_halved_until_it_fits(root: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CROWDED], cwd=root, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", CROWDED],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    assert (
-        "MemoryError: 256 prompts of" in done.stderr
-        and "set batch_size to 128 (infer_batch_tokens" in done.stderr
-    )
+    assert "memory does not hold 256 cases at once: going on with 128" in done.stdout, done.stderr
+    assert done.stdout.endswith("256\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -230,7 +298,7 @@ def test_only_codes_that_exist_are_predictions(
     loaded, cases: pd.DataFrame, answer: str, expected: str | None
 ) -> None:
     _, tokenizer = loaded
-    got = inference.predict(Scripted(tokenizer, answer), tokenizer, cases.head(2))
+    got = inference.predict(Scripted(tokenizer, answer), tokenizer, cases.head(2), PROFILE)
     assert [None if pd.isna(p) else p for p in got["predicted"]] == [expected] * 2
     assert got["completion"].iloc[0] == answer
 
@@ -238,7 +306,7 @@ def test_only_codes_that_exist_are_predictions(
 def test_a_retired_code_counts_where_the_data_set_has_it(loaded, cases: pd.DataFrame) -> None:
     _, tokenizer = loaded
     model = Scripted(tokenizer, "Pain.\n</think>\n<diagnosis>X99.99</diagnosis>")
-    got = inference.predict(model, tokenizer, cases.head(1), dictionary={"X9999"})
+    got = inference.predict(model, tokenizer, cases.head(1), PROFILE, dictionary={"X9999"})
     assert got["predicted"].tolist() == ["X9999"]
 
 
@@ -246,7 +314,7 @@ def test_the_trie_leaves_only_known_codes(loaded) -> None:
     _, tokenizer = loaded
     codes = ["I214", "I219", "S72001A", "I10"]
     opening = tokenizer("note\n</think>\n<diagnosis>", return_tensors="pt")["input_ids"]
-    trie = inference.code_trie(tokenizer, codes, prompt_width=0)
+    trie = inference.CodeTrie(tokenizer, codes)
     torch.manual_seed(0)
     for _ in range(40):
         ids = opening
@@ -261,7 +329,7 @@ def test_the_trie_leaves_only_known_codes(loaded) -> None:
 
 def test_the_trie_leaves_everything_else_alone(loaded) -> None:
     _, tokenizer = loaded
-    trie = inference.code_trie(tokenizer, ["I10"], prompt_width=0)
+    trie = inference.CodeTrie(tokenizer, ["I10"])
     scores = torch.randn(1, len(tokenizer))
     for text in ("the reasoning", "x\n</think>\n<diagnosis>I10</diagnosis>"):
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
@@ -270,8 +338,10 @@ def test_the_trie_leaves_everything_else_alone(loaded) -> None:
 
 def test_constrained_answers_of_the_real_model_are_valid(loaded, cases: pd.DataFrame) -> None:
     model, tokenizer = loaded
-    codes = sorted(icd.normalise(c) for c in synthetic.casebook().codes)
-    got = inference.predict(model, tokenizer, cases.head(4), max_new_tokens=24, valid_codes=codes)
+    codes = sorted(icd.normalise(c) for c in casebook.casebook().codes)
+    got = inference.predict(
+        model, tokenizer, cases.head(4), PROFILE, max_new_tokens=24, valid_codes=codes
+    )
     assert got["predicted"].dropna().isin(codes).all()
 
 
@@ -291,7 +361,7 @@ def test_every_batch_is_constrained_even_by_codes_that_come_once(
 
     codes = (code for code in ["I214", "I10"])
     model = Constrained(tokenizer, "x\n</think>\n<diagnosis>")
-    inference.predict(model, tokenizer, cases.head(5), batch_size=2, valid_codes=codes)
+    inference.predict(model, tokenizer, cases.head(5), PROFILE, batch_size=2, valid_codes=codes)
     assert len(left) == 3 and all((count > 0).all() and (count < 10).all() for count in left)
 
 
@@ -312,12 +382,12 @@ def test_what_context_or_embeddings_do_not_hold_is_told(loaded, cases: pd.DataFr
         ValueError,
         match=r"prompt of \d+ tokens and 100 of an answer .* context of 128: set max_note_tokens",
     ):
-        inference.predict(short, tokenizer, cases.head(2), max_new_tokens=100)
+        inference.predict(short, tokenizer, cases.head(2), PROFILE, max_new_tokens=100)
     small = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=100))
     with pytest.raises(
         ValueError, match="has no embedding, there are 100: this tokenizer is not the model's"
     ):
-        inference.predict(small, tokenizer, cases.head(2), max_new_tokens=2)
+        inference.predict(small, tokenizer, cases.head(2), PROFILE, max_new_tokens=2)
 
 
 def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(
@@ -326,7 +396,7 @@ def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(
     from transformers import GenerationConfig
 
     model, tokenizer = loaded
-    want = inference.predict(model, tokenizer, cases.head(3), max_new_tokens=12)[
+    want = inference.predict(model, tokenizer, cases.head(3), PROFILE, max_new_tokens=12)[
         "completion"
     ].tolist()
     plain = model.generation_config
@@ -343,7 +413,7 @@ def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(
     )
     try:
         assert (
-            inference.predict(model, tokenizer, cases.head(3), max_new_tokens=12)[
+            inference.predict(model, tokenizer, cases.head(3), PROFILE, max_new_tokens=12)[
                 "completion"
             ].tolist()
             == want
@@ -356,24 +426,7 @@ def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"samples": 0}, {"samples": 3}])
 def test_bad_sizes_are_refused(loaded, cases: pd.DataFrame, wrong: dict) -> None:
     with pytest.raises(ValueError, match="must be >= 1"):
-        inference.predict(*loaded, cases, **wrong)
-
-
-@pytest.mark.parametrize("named", [None, [0], 0])
-def test_an_answer_ends_where_the_template_ends_a_turn_whatever_the_generation_config_names(
-    named,
-) -> None:
-    """Fine-tunes of a base often name only the end of a text there: their answers ran on, and no code could be used."""
-    tokenizer = models.load_tokenizer("tiny")
-    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    own = {named} if isinstance(named, int) else set(named or ())
-    assert set(prompts.ends(tokenizer, named)) == own | {end_of_turn}
-    other = models.load_tokenizer("tiny")
-    other.eos_token = "<|endoftext|>"  # of a base that was never told of turns
-    assert set(prompts.ends(other, named)) == own | {
-        end_of_turn,
-        tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-    }
+        inference.predict(*loaded, cases, PROFILE, **wrong)
 
 
 def test_what_a_prompt_file_opens_belongs_to_the_answer(loaded, cases: pd.DataFrame) -> None:
@@ -389,6 +442,7 @@ def test_what_a_prompt_file_opens_belongs_to_the_answer(loaded, cases: pd.DataFr
         Scripted(tokenizer, "I21.4</diagnosis>"),
         tokenizer,
         cases.head(3),
+        PROFILE,
         batch_size=2,
         to_messages=ask,
     )
@@ -400,13 +454,15 @@ def test_what_a_prompt_file_opens_belongs_to_the_answer(loaded, cases: pd.DataFr
 
 def test_the_trie_goes_on_from_what_was_opened(loaded) -> None:
     _, tokenizer = loaded
-    trie = inference.code_trie(tokenizer, ["I214"], prompt_width=0)
-    trie.openings = ["Fever.\n</think>\n<diagnosis>", ""]
-    ids = torch.tensor([tokenizer("I21")["input_ids"]] * 2)
-    scores = trie(ids, torch.zeros(2, len(tokenizer)))
-    left = {tokenizer.decode([i]) for i in torch.isfinite(scores[0]).nonzero()[:, 0].tolist()}
-    assert left and all(".4".startswith(text[:2]) for text in left), left
-    assert torch.isfinite(scores[1]).all(), "no tag, no constraint"
+    trie = inference.CodeTrie(tokenizer, ["I214"])
+    for opened in ("Fever.\n</think>\n<diagnosis>I21", "note " * 90 + "</think><diagnosis>\nI21"):
+        ids = torch.tensor([tokenizer(opened)["input_ids"]])
+        scores = trie(ids, torch.zeros(1, len(tokenizer)))
+        left = {tokenizer.decode([i]) for i in torch.isfinite(scores[0]).nonzero()[:, 0].tolist()}
+        assert left and all(".4".startswith(text[:2]) for text in left), left
+    for opened in ("I21", "answer in <diagnosis></diagnosis>.", "<diagnosis> I21 or so"):
+        ids = torch.tensor([tokenizer(opened)["input_ids"]])
+        assert torch.isfinite(trie(ids, torch.zeros(1, len(tokenizer)))).all(), "no constraint"
 
 
 def test_the_trie_reads_tokens_as_they_stand_inside_a_text(loaded) -> None:
@@ -426,7 +482,175 @@ def test_the_trie_reads_tokens_as_they_stand_inside_a_text(loaded) -> None:
         def decode(self, ids, **options) -> str:
             return real.decode(ids, **options).removeprefix(" ")
 
-    trie = inference.code_trie(Stripping(), ["I214"], prompt_width=0)
+    trie = inference.CodeTrie(Stripping(), ["I214"])
     scores = trie(torch.tensor([real("<diagnosis>I21.")["input_ids"]]), torch.zeros(1, len(real)))
     left = [real.decode([i]) for i in torch.isfinite(scores[0]).nonzero()[:, 0].tolist()]
     assert left and not any(text.startswith(" ") for text in left), left
+
+
+def plain_reference(model, tokenizer, cases, size, samples=1, codes=None, seed=None, **sampling):
+    """What `predict` stands for, with nothing but `generate`: the longest prompts first, a batch at a time."""
+    texts = [prompts.chat(tokenizer, prompts.messages(note)) for note in cases["note"]]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    completions = {}
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        if seed is not None:
+            torch.manual_seed(seed + start)
+        batch = tokenizer(
+            [texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False
+        )
+        width = batch["input_ids"].shape[1]
+        trie = inference.CodeTrie(tokenizer, codes or [])
+        with torch.no_grad():
+            out = model.generate(
+                **batch,
+                max_new_tokens=24,
+                num_return_sequences=samples,
+                logits_processor=[trie],
+                pad_token_id=tokenizer.pad_token_id,
+                **sampling,
+            )
+        decoded = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+        for j, text in enumerate(decoded):
+            completions[chosen[j // samples], j % samples] = text
+    return [completions[key] for key in sorted(completions)]
+
+
+@pytest.mark.parametrize("way", ["greedy", "sampled", "constrained"])
+def test_predict_is_generation_by_batches_bit_by_bit(loaded, cases: pd.DataFrame, way: str) -> None:
+    model, tokenizer = loaded
+    drawn = {"temperature": 1.1, "top_k": 0, "top_p": 1.0}
+    codes = [*casebook.casebook().codes]
+    opened = cases.assign(note=[f"{note}\n{index}" for index, note in enumerate(cases["note"])])
+    if way == "sampled":
+        want = plain_reference(
+            model, tokenizer, opened, 5, samples=3, seed=4, do_sample=True, **drawn
+        )
+        options = {"samples": 3, "temperature": 1.1, "seed": 4}
+    elif way == "greedy":
+        want, options = plain_reference(model, tokenizer, opened, 5, do_sample=False), {}
+    else:
+        want = plain_reference(model, tokenizer, opened, 5, codes=codes, do_sample=False)
+        options = {"valid_codes": codes}
+    got = inference.predict(
+        model, tokenizer, opened, PROFILE, batch_size=5, max_new_tokens=24, **options
+    )
+    assert got["completion"].tolist() == want
+    assert got["hadm_id"].tolist() == [*opened["hadm_id"].repeat(options.get("samples", 1))]
+
+
+def test_lengths_and_batches_are_the_profiles(loaded, cases: pd.DataFrame) -> None:
+    model, tokenizer = loaded
+    asked = []
+    real = model.generate
+    profile = SimpleNamespace(
+        max_note_tokens=9, max_new_tokens=3, batch_size=lambda samples: 6 // samples
+    )
+
+    def watched(**inputs):
+        asked.append((inputs["input_ids"].shape, inputs["max_new_tokens"]))
+        return real(**inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "generate", watched)
+        options = {"samples": 2, "temperature": 1.0}
+        inference.predict(model, tokenizer, cases.head(4), profile, **options)
+        patch.setattr(profiles, "current", lambda: profile)
+        inference.predict(model, tokenizer, cases.head(4), **options)
+    frame = len(tokenizer(prompts.chat(tokenizer, prompts.messages("x")))["input_ids"]) - 1
+    assert asked == [((3, frame + 9), 3), ((1, frame + 9), 3)] * 2
+
+
+def test_no_cases_give_an_empty_table(loaded, cases: pd.DataFrame) -> None:
+    table = inference.predict(*loaded, cases.head(0), PROFILE, samples=2, temperature=1.0)
+    assert table.empty and list(table.columns) == list(inference.COLUMNS)
+
+
+def test_the_order_of_the_cases_is_kept_whatever_their_index(loaded, cases: pd.DataFrame) -> None:
+    odd = cases.assign(hadm_id=[7] * len(cases)).set_axis([3] * len(cases))
+    table = inference.predict(*loaded, odd, PROFILE, batch_size=4, max_new_tokens=4)
+    assert table["subject_id"].tolist() == odd["subject_id"].tolist()
+    assert table.index.tolist() == list(range(len(cases)))
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "options"),
+    [
+        ("attention", float("nan"), {}),
+        ("attention", float("inf"), {"batch_size": 1}),
+        ("norm", float("inf"), {}),
+        ("norm", float("nan"), {"samples": 2, "temperature": 1.0}),
+        ("norm", float("nan"), {"valid_codes": ["I10"]}),
+        ("one prompt", float("nan"), {}),
+        ("one prompt", float("nan"), {"batch_size": 1}),
+    ],
+)
+def test_a_model_that_computes_no_numbers_is_no_bad_model(
+    where: str, value: float, options: dict
+) -> None:
+    model, tokenizer = models.load("tiny")
+    notes = ["CC: cough", "CC: chest pain", "CC: fever"]
+    cases = pd.DataFrame({"subject_id": [1, 2, 3], "hadm_id": [1, 2, 3], "note": notes})
+    with torch.no_grad():
+        if where == "attention":
+            model.model.layers[0].self_attn.q_proj.weight[0, 0] = value
+        elif where == "norm":
+            model.model.norm.weight[3] = value
+        else:
+            model.config.tie_word_embeddings = False
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+            rare = {*tokenizer(notes[2])["input_ids"]} - {*tokenizer(notes[0])["input_ids"]}
+            model.get_input_embeddings().weight[list(rare)] = value
+    with pytest.raises(ArithmeticError, match=r"in torch\.float32 this model .*bfloat16"):
+        inference.predict(model, tokenizer, cases, PROFILE, max_new_tokens=4, **options)
+    assert tokenizer.padding_side == "left" and model.generation_config.eos_token_id is not None
+
+
+def test_a_model_that_rules_out_some_tokens_computes_numbers(loaded, cases: pd.DataFrame) -> None:
+    """Minus infinity for a token is no fault, as long as another one is left."""
+    scores = torch.tensor([[0.0, -torch.inf], [-torch.inf, 3.0]])
+    assert inference._check_finite(None, None, scores) is scores
+    with pytest.raises(ArithmeticError):
+        inference._check_finite(None, None, torch.full((1, 2), -torch.inf))
+
+
+@pytest.mark.parametrize("extra", ["token_type_ids", "length", "special_tokens_mask"])
+def test_generate_gets_ids_and_mask_alone(loaded, cases: pd.DataFrame, extra: str) -> None:
+    model, tokenizer = loaded
+    want = inference.predict(model, tokenizer, cases.head(3), PROFILE, max_new_tokens=3)
+
+    class Talkative:
+        padding_side = "left"
+
+        def __getattr__(self, name: str):
+            return getattr(tokenizer, name)
+
+        def __call__(self, texts, **options):
+            encoding = tokenizer(texts, **options)
+            if "padding" in options:
+                encoding[extra] = torch.zeros_like(encoding["input_ids"])
+            return encoding
+
+    table = inference.predict(model, Talkative(), cases.head(3), PROFILE, max_new_tokens=3)
+    pd.testing.assert_frame_equal(table, want)
+
+
+def test_a_perfect_answer_is_perfect_where_the_tags_were_special(
+    tmp_path: Path, cases: pd.DataFrame
+) -> None:
+    from tokenizers import AddedToken
+
+    own = models.load_tokenizer("tiny")
+    own.add_tokens([AddedToken(t, special=True) for t in prompts.TAGS], special_tokens=True)
+    own.save_pretrained(tmp_path)
+    own = models.load_tokenizer(str(tmp_path))
+    model = Scripted(own, prompts.answer("Chest pain.", "I21.4") + "<|im_end|>")
+    table = inference.predict(model, own, cases.head(2), PROFILE)
+    assert table["predicted"].tolist() == ["I214"] * 2
+    trie = inference.CodeTrie(own, ["I214"])
+    scores = trie(
+        torch.tensor([own("x</think><diagnosis>I21.4")["input_ids"]]), torch.zeros(1, len(own))
+    )
+    allowed = {own.decode([i]) for i in torch.isfinite(scores[0]).nonzero()[:, 0].tolist()}
+    assert "</diagnosis>" in allowed and all(prompts.CLOSE.startswith(text) for text in allowed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import subprocess
@@ -122,11 +121,7 @@ def test_agrees_with_scikit_learn(pairs: list) -> None:
                 sk.f1_score(g, p, average="weighted", **keywords)
             )
             assert own["accuracy"] == pytest.approx(sk.accuracy_score(g, p))
-            rows = metrics.per_class(gold, predicted, level)
-            labels = [str(row["class"]) for row in rows]
-            theirs = sk.precision_recall_fscore_support(g, p, labels=labels, **keywords)
-        for key, column in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
-            assert [row[key] for row in rows] == pytest.approx(column.tolist())
+            assert own["f1_gold"] == pytest.approx(metrics.macro_f1(g, p))
 
 
 @settings(max_examples=60, deadline=None)
@@ -353,23 +348,37 @@ def test_interval_of_accuracy_is_that_of_the_binomial() -> None:
 def test_the_engine_agrees_with_a_plain_loop() -> None:
     rng = np.random.default_rng(3)
     gold, predicted, unit = hospital(rng, 61, CODES, np.full(len(CODES), 0.6))
-    x = metrics._levels(gold, predicted)["category"]
-    masks = np.stack([x.counts()[0] > 0, x.counts()[0] >= 10])
-    fast = metrics._resample(x, masks, unit, 40, seed=5)[0]
+    silent = [None] * len(
+        gold
+    )  # scores 0 in every resample, so the difference is the other model's
+    boot = {"patients": unit, "n_boot": 40, "seed": 5}
+    point, fast = metrics.differences(gold, silent, predicted, **boot)["category"]
     half, stream, slow = np.arange(61) < 30, np.random.default_rng(5), []
-    halves = stream.permuted(np.tile(half.astype(np.float32), (40, 1)), axis=1)
-    g, p = np.array(at("category", gold)), np.array(at("category", predicted))
-    often = {c for c in set(g) if (g == c).sum() >= 10}
-    for weights in halves:
-        keep = weights[unit] > 0
-        labels = set(g[keep])
-        f1 = [
-            sk.f1_score(g[keep], p[keep], labels=sorted(x), average="macro", zero_division=0)
-            for x in (labels, labels & often)
-        ]
-        slow.append([*f1, (g[keep] == p[keep]).mean()])
-    centred = np.array(slow).T - np.mean(slow, axis=0)[:, None]
-    assert fast == pytest.approx(centred * math.sqrt(30 / 31), abs=1e-6)
+    g, p = at("category", gold), at("category", predicted)
+    for weights in stream.permuted(np.tile(half.astype(np.float32), (40, 1)), axis=1):
+        rows = np.flatnonzero(weights[unit])
+        slow.append(metrics.macro_f1([g[i] for i in rows], [p[i] for i in rows]))
+    assert point == pytest.approx(metrics.macro_f1(g, p))
+    assert fast == pytest.approx((np.array(slow) - np.mean(slow)) * math.sqrt(30 / 31), abs=1e-6)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_report() -> None:
+    rng = np.random.default_rng(4)
+    gold, predicted, unit = hospital(rng, 80, CODES, np.full(len(CODES), 0.6))
+    boot = {"n_boot": 200, "seed": 3}
+    r = metrics.report(gold, predicted, patients=unit, **boot)
+    for level in metrics.LEVELS:
+        right = np.equal(at(level, gold), at(level, predicted))
+        interval = metrics.mean_interval(right, unit, **boot)
+        assert interval == pytest.approx(r[level]["accuracy_ci"], abs=1e-6)
+    gains = rng.normal(0.3, 1, len(unit))
+    low, high = metrics.mean_interval(gains, unit)
+    assert gains.min() < low < gains.mean() < high < gains.max()
+    low, high = metrics.mean_interval(gains - 10, unit)
+    assert low < gains.mean() - 10 < high, "not cut at 0: these are no shares"
+    assert np.isnan(metrics.mean_interval(gains, np.zeros(len(gains)))).all(), "one patient"
+    assert np.isnan(metrics.mean_interval(gains, unit, n_boot=0)).all()
+    assert metrics.mean_interval([1, 1, 1]).tolist() == [1, 1]
 
 
 @settings(max_examples=30, deadline=None)
@@ -438,32 +447,120 @@ def test_votes_and_agreement() -> None:
     assert metrics.agreement(SAMPLES, "category") == [0.75, 0, 0.5, 1]
 
 
-@settings(deadline=None)
-@given(
-    st.lists(st.lists(st.booleans(), min_size=4, max_size=6), min_size=1, max_size=5),
-    st.integers(1, 4),
-)
-def test_pass_at_k_is_the_mean_over_all_subsets(hits: list, k: int) -> None:
-    samples = [["I10" if hit else "J18.9" for hit in case] for case in hits]
-    by_hand = np.mean([np.mean([any(x) for x in itertools.combinations(case, k)]) for case in hits])
-    assert metrics.pass_at_k(["I10"] * len(hits), samples, k) == pytest.approx(by_hand)
+# ---- tidy tables for the figures -------------------------------------------------------------------------------------
 
 
-def test_pass_at_k_by_level() -> None:
-    gold = ["I21.09", "I10", "A41.9", "I10"]
-    assert metrics.pass_at_k(gold, SAMPLES, 1) == pytest.approx((0 + 0 + 0.5 + 1) / 4)
-    assert metrics.pass_at_k(gold, SAMPLES, 4, "category") == pytest.approx(3 / 4)
+def test_outcomes_put_every_case_in_one_kind() -> None:
+    cases = pd.DataFrame({"subject_id": range(6), "hadm_id": range(6), "code": "I2101"})
+    answers = ["I21.01", "I2102", "I509", "J189", None, "1", "J189"]
+    table = pd.DataFrame({"hadm_id": [*range(6), 0], "sample": [0] * 6 + [1], "predicted": answers})
+    frame = metrics.outcomes(cases, table)
+    assert frame["kind"].tolist() == [*metrics.KINDS, "unusable"]
+    assert frame["predicted"].tolist() == ["I2101", "I2102", "I509", "J189", None, None]
+    with pytest.raises(ValueError, match="share no hadm_id"):
+        metrics.outcomes(cases, table.assign(hadm_id=table["hadm_id"] + 100))
 
 
-def test_reliability() -> None:
-    r = metrics.reliability([0.05, 0.95, 1.0, 0.85, 0.1], [False, True, True, False, True])
-    assert r["n"] == [1, 1, 1, 2] and r["accuracy"] == [0, 1, 0, 1]
-    assert r["confidence"] == pytest.approx([0.05, 0.1, 0.85, 0.975])
-    assert r["ece"] == pytest.approx((0.05 + 0.9 + 0.85 + 2 * 0.025) / 5)
-    assert metrics.reliability([1.0] * 3, [True] * 3)["ece"] == 0
-    rng = np.random.default_rng(0)
-    confidence = rng.random(20_000)
-    assert metrics.reliability(confidence, rng.random(20_000) < confidence)["ece"] < 0.02
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    """Outcomes of two models on the same cases."""
+    rng = np.random.default_rng(6)
+    gold, sft, unit = hospital(rng, 150, CODES, np.full(len(CODES), 0.6))
+    grpo = [g if rng.random() < 0.3 else p for g, p in zip(gold, sft, strict=True)]
+    sft = [p if rng.random() < 0.95 else None for p in sft]
+    codes = [icd.normalise(code) for code in gold]
+    cases = pd.DataFrame({"subject_id": unit, "hadm_id": range(len(gold)), "code": codes})
+    return {
+        model: metrics.outcomes(cases, cases.assign(predicted=predicted))
+        for model, predicted in {"sft": sft, "grpo": grpo}.items()
+    }
+
+
+BOOT = {"n_boot": 100, "seed": 2}
+
+
+def test_the_intervals_of_the_figures_are_those_of_the_report(tables: dict) -> None:
+    """One bootstrap: what a figure shows is what the table says."""
+    sft, grpo = tables.values()
+    patients = {"patients": sft["subject_id"], **BOOT}
+    r = metrics.report(sft["gold"], sft["predicted"], **patients)
+    reached = metrics.how_far_up_the_tree(tables, **BOOT).set_index(["model", "kind"]).loc["sft"]
+    for level in metrics.LEVELS:
+        assert reached.loc[level, "reached"] == pytest.approx(r[level]["accuracy"])
+        interval = reached.loc[level, ["low", "high"]].tolist()
+        assert interval == pytest.approx(r[level]["accuracy_ci"], abs=1e-6)
+    assert reached["share"].sum() == pytest.approx(1) == reached.loc["unusable", "reached"]
+    heart = [table[table["gold"].str.startswith("I")] for table in (sft, grpo)]
+    row = metrics.chapter_differences(*heart, **BOOT).iloc[0]
+    c = metrics.compare(
+        heart[0]["gold"],
+        *(table["predicted"] for table in heart),
+        patients=heart[0]["subject_id"],
+        **BOOT,
+    )["full"]
+    scores = [c["f1_gold"], *c["ci"]]
+    assert row[["difference", "low", "high"]].tolist() == pytest.approx(scores, abs=1e-6)
+
+
+def test_differences_by_chapter_are_paired_and_on_shared_cases(tables: dict) -> None:
+    sft, some = tables["sft"], tables["grpo"].iloc[::2]
+    table = metrics.chapter_differences(sft, some, **BOOT)
+    assert table["chapter"].tolist() == sorted({icd.chapter(code) for code in some["gold"]})
+    assert table["cases"].sum() == len(some)
+    assert (table["difference"] == table["after"] - table["before"]).all()
+    assert (table["low"].isna() == (table["cases"] < 10)).all(), (
+        "of a few cases there is no telling"
+    )
+    same = metrics.chapter_differences(some, some, **BOOT)
+    enough = same[same["cases"] >= 10]
+    assert not same["difference"].any() and not enough[["low", "high"]].any(axis=None)
+
+
+def test_the_tree_holds_every_case_at_each_level(tables: dict) -> None:
+    nodes, table = metrics.tree(tables["sft"]), tables["sft"]
+    assert (nodes.groupby("level")["cases"].sum() == len(table)).all()
+    chapters = nodes[nodes["level"] == "chapter"]
+    assert chapters["node"].tolist() == sorted(chapters["node"])
+    below = [icd.chapter(code) for code in nodes.loc[nodes["level"] == "full", "node"]]
+    assert below == sorted(below), "codes stand below their chapter"
+    right = (nodes["cases"] * nodes["right"]).groupby(nodes["level"]).sum()
+    for level, kinds in (("full", 1), ("category", 2), ("chapter", 3)):
+        assert right[level] == pytest.approx(table["kind"].isin(metrics.KINDS[:kinds]).sum())
+
+
+def test_confused_pairs_count_usable_wrong_answers() -> None:
+    cases = pd.DataFrame(
+        {"subject_id": range(10), "hadm_id": range(10), "code": ["I2101"] * 6 + ["J189"] * 4}
+    )
+    answers = ["I2102"] * 4 + ["I2101", None] + ["J441"] * 2 + ["J189"] * 2
+    outcomes = metrics.outcomes(cases, cases.assign(predicted=answers))
+    pairs = metrics.confused_pairs(outcomes, **BOOT)
+    assert pairs[["gold", "predicted", "cases", "of"]].values.tolist() == [
+        ["I2101", "I2102", 4, 6],
+        ["J189", "J441", 2, 4],
+    ]
+    assert (pairs["low"] <= pairs["cases"]).all() and (pairs["cases"] <= pairs["high"]).all()
+    assert (pairs["high"] <= pairs["of"]).all()
+    assert metrics.confused_pairs(outcomes[outcomes["kind"] == "full"]).empty
+
+
+def test_agreement_and_accuracy_by_group() -> None:
+    table = pd.DataFrame(
+        {
+            "subject_id": range(5),
+            "agreement": [0.5, 0.5, 1, 1, 1],
+            "right": [True, False, True, True, False],
+        }
+    )
+    curve = metrics.mean_by(table, ["agreement"], "right")
+    assert curve[["agreement", "right", "n"]].values.tolist() == [
+        [0.5, 0.5, 2],
+        [1, pytest.approx(2 / 3), 3],
+    ]
+    assert metrics.calibration_error(curve) == pytest.approx((2 * 0 + 3 * 1 / 3) / 5)
+    two = metrics.mean_by(table.assign(model="sft"), ["model", "agreement"], "right", n_boot=0)
+    assert two.columns.tolist() == ["model", "agreement", "right", "low", "high", "n"]
+    assert two["low"].isna().all()
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -489,15 +586,12 @@ def test_reliability() -> None:
         (lambda: metrics.report(["I10"], ["I10"], train_codes=["x"]), "train_codes, row 0"),
         (lambda: metrics.report(["I10"], ["I10"], n_boot=-1), "n_boot"),
         (lambda: metrics.compare(GOLD, PREDICTED, PREDICTED[1:]), "'b': 9"),
-        (lambda: metrics.per_class(GOLD, PREDICTED, "block"), "level 'block'"),
-        (lambda: metrics.pass_at_k(["I10"], [["I10"]], 2), "case 0 has 1"),
-        (lambda: metrics.pass_at_k(["I10"], [["I10"]], 0), "case 0 has 1"),
-        (lambda: metrics.pass_at_k(["I10"], [["I10"], ["I10"]], 1), "unequal lengths"),
         (lambda: metrics.majority_vote([["I10"], []]), "case 1"),
         (lambda: metrics.majority_vote(["I10"]), "one string"),
-        (lambda: metrics.reliability([0.5, math.nan], [True, True]), "row 1"),
-        (lambda: metrics.reliability([1.5], [True]), "row 0"),
-        (lambda: metrics.reliability([], []), "no cases"),
+        (lambda: metrics.head_middle_tail(GOLD, PREDICTED, GOLD, level="x"), "level 'x'"),
+        (lambda: metrics.mean_interval([], []), "no cases"),
+        (lambda: metrics.mean_interval([1.0], [1, 2]), "unequal lengths"),
+        (lambda: metrics.mean_interval([1.0, 0.0], n_boot=-1), "n_boot"),
         (lambda: metrics.mcnemar([True], []), "unequal lengths"),
     ],
 )
@@ -565,9 +659,9 @@ def test_a_thousand_resamples_in_two_seconds() -> None:
     assert time.process_time() - start < 2
 
 
-def test_no_torch() -> None:
+def test_no_torch_and_no_figure_library() -> None:
     code = (
         "import sys; from helpers import metrics; metrics.report(['I10'], ['I10']);"
-        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+        "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
-from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from helpers import course, icd, inference, models, notes, prompts, synthetic
-from helpers.tiny_base import build
+from helpers import inference, models, prompts, training
+from helpers.machinery import cpu
+
+# what `predict` reads of a profile
+PROFILE = SimpleNamespace(
+    base="tiny", max_note_tokens=256, max_new_tokens=8, batch_size=lambda samples=1: 4
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,60 +39,6 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
     adapted.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def test_the_manifest_ties_the_files_together() -> None:
-    manifest = models.tiny_manifest()
-    for name, digest in manifest["files"].items():
-        assert hashlib.sha256((models.TINY_BASE / name).read_bytes()).hexdigest() == digest, (
-            f"{name} is not the one of the manifest"
-        )
-    assert {"model.safetensors", "tokenizer.json", "config.json", "training_log.csv"} <= set(
-        manifest["files"]
-    )
-    assert manifest["casebook_sha256"] == synthetic.casebook().sha256, (
-        "the casebook changed: make tiny-base"
-    )
-    assert manifest["generator_sha256"] == build.fingerprint(), (
-        "the generator changed: make tiny-base"
-    )
-    assert (models.TINY_BASE / "model.safetensors").stat().st_size <= 8_000_000
-
-
-def test_held_out_perplexity_is_what_the_manifest_says(tokenizer) -> None:
-    model, _ = models.load("tiny")
-    value = build.perplexity(model, tokenizer, build.held_out())
-    assert value == pytest.approx(models.tiny_manifest()["held_out_perplexity"], rel=0.01)
-
-
-def test_the_corpus_never_shows_the_answer_format_nor_a_patient_of_the_course() -> None:
-    corpus = " ".join(build.documents(600, build.HOSPITAL_SEED))
-    assert not re.search(r"</?(think|diagnosis)", corpus)
-    assert not re.search(r"<\|im_start\|>", corpus)
-    assert models.tiny_manifest()["first_hospital_seed"] >= 1000, (
-        "the course's own hospitals have seeds below 100"
-    )
-
-
-def test_every_token_of_the_answer_format_occurs_in_the_corpus(tokenizer) -> None:
-    """A token that a base never saw has an embedding that no adapter can raise above the others: greedy decoding may still find
-    it, sampling does not, and GRPO then sees no usable answer."""
-    seen = Counter(
-        i
-        for text in build.documents(3000, build.HOSPITAL_SEED)
-        for i in tokenizer(text)["input_ids"]
-    )
-    scaffold = "Findings: \nCirculatory: \nDetail: none.\n</think>\n<diagnosis>I21.4</diagnosis>"
-    scaffold += "".join(
-        f"\n{icd.chapter_short(n)}: "
-        for n in {icd.chapter(code) for code in synthetic.casebook().codes}
-    )
-    rare = {
-        tokenizer.decode([i]): seen[i]
-        for i in set(tokenizer(scaffold)["input_ids"])
-        if seen[i] < 10
-    }
-    assert not rare, f"hardly ever in the corpus: {rare}"
 
 
 def test_the_base_is_a_qwen2_that_nf4_can_hold(tokenizer) -> None:
@@ -193,7 +142,7 @@ def test_unpacking_once_changes_no_answer_and_no_gradient_path(
     assert isinstance(
         kept.get_base_model().model.layers[0].self_attn.q_proj.base_layer, bnb.nn.Linear4bit
     )
-    monkeypatch.setattr(models, "unpack_once", lambda model: 0)
+    monkeypatch.setattr(cpu, "unpack_once", lambda model: 0)
     plain, _ = models.load("tiny", adapter, four_bit=True)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -312,7 +261,7 @@ def test_every_published_layout_answers(published: Path, four_bit: bool) -> None
         model, own = models.load(
             str(published / base), adapter and published / adapter, four_bit=four_bit
         )
-        answers = inference.predict(model, own, cases, max_new_tokens=8)
+        answers = inference.predict(model, own, cases, PROFILE)
         assert list(answers.columns) == list(inference.COLUMNS) and list(answers["hadm_id"]) == [
             2,
             3,
@@ -326,7 +275,7 @@ def test_what_cannot_be_loaded_is_told_before_anything_is(
 ) -> None:
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
     for base, adapter, text in (
-        (published / "pickled", None, r"pickled: pytorch_model\.bin.*convert"),
+        (published / "pickled", None, r"no weights in safetensors.*\.bin.*convert"),
         (published / "nowhere", None, "nowhere: no model is there.*HF_HUB_OFFLINE=0"),
         ("nobody/has-this", None, "nobody/has-this: no model is there"),
         (published / "whole", "nobody/adapter", "nobody/adapter holds no adapter"),
@@ -380,8 +329,8 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("what", "how", "text"),
     [
-        ("whole", "renamed", r"lack 2[17] of the weights .*: "),
-        ("whole", "a layer short", r"lack (12|9) of .*layers\.1\."),
+        ("whole", "renamed", r"lack, .* \d+ of the weights .*: "),
+        ("whole", "a layer short", r"lack, .* (12|9) of .*layers\.1\."),
         ("whole", "cut off", "cannot be read"),
         ("whole", "empty", "cannot be read"),
         ("whole", "gone", "no weights in safetensors"),
@@ -438,93 +387,13 @@ def test_a_model_saved_in_a_hubs_layout_goes_through_the_same_path(
     import pandas as pd
 
     cases = pd.DataFrame({"subject_id": [1], "hadm_id": [2], "note": ["CC: chest pain"]})
-    answers = inference.predict(model, loaded, cases, max_new_tokens=4)
+    answers = inference.predict(model, loaded, cases, PROFILE)
     assert list(answers.columns) == list(inference.COLUMNS)
 
 
 def test_a_folder_without_adapter_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
         models.load("tiny", tmp_path)
-
-
-def test_notes_are_cut_and_answers_are_not(tokenizer) -> None:
-    note = notes.admission_note("Chief Complaint:\n" + "pain " * 500)
-    short = models.truncate_note(note, tokenizer, 50)
-    assert len(tokenizer(short)["input_ids"]) <= 51
-    assert note.startswith(short[:40])
-    assert models.truncate_note("CC: pain", tokenizer, 50) == "CC: pain"
-
-
-def test_notebook_5_puts_models_of_others_in_the_same_table(
-    published: Path, tmp_path: Path, root: Path
-) -> None:
-    """Its own cells: slips are told at once, and each model leaves a table of predictions beside the reader's."""
-    import json
-    import shutil
-    from types import SimpleNamespace
-
-    import pandas as pd
-
-    from helpers import course, profiles
-
-    cells = json.loads((root / "notebooks" / "05_inference.ipynb").read_text())["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-
-    def part(begin: str, end: str) -> str:
-        return code[code.index(begin) : code.index(end, code.index(begin))]
-
-    (tmp_path / "prompt.csv").write_text(
-        'role,content\nsystem,Code it.\nuser,"Note: {note}"\nassistant,<think>\n'
-    )
-    names = {
-        "profile": profiles.get("tiny"),
-        "course": course,
-        "inference": inference,
-        "models": models,
-        "prompts": prompts,
-        "pd": pd,
-        "shutil": shutil,
-        "adapters": dict.fromkeys(("base", "sft", "grpo")),
-        "batch_size": 2,
-        "dictionary": set(),
-        "test": pd.DataFrame(
-            {
-                "subject_id": [1, 1, 2],
-                "hadm_id": [2, 3, 4],
-                "note": ["CC: pain", "CC: cough", "CC: rash"],
-            }
-        ),
-        "job": SimpleNamespace(work=tmp_path, stale=True, commit=lambda _: None),
-    }
-    whole, adapter = str(published / "whole"), str(published / "adapter")
-    others = {
-        "whole-1.5B": {"base": whole, "prompt": str(tmp_path / "prompt.csv")},
-        "alone": {"base": adapter},
-        "both in 16 bit": {"base": whole, "adapter": adapter, "four_bit": False},
-    }
-    check = part('for label, other in settings["others"]', 'if settings["cases"]')
-    for wrong in (
-        {"a/b": {"base": whole}},
-        {"sft": {"base": whole}},
-        {"grpo-samples": {"base": whole}},
-        {"x": {"base": "/no"}},
-        {"x": {"base": whole, "prompt": str(tmp_path / "no.csv")}},
-    ):
-        with pytest.raises((AssertionError, FileNotFoundError)):
-            exec(check, names | {"settings": {"others": wrong}})
-    names["settings"] = {"max_new_tokens": 6, "four_bit": True, "others": others}
-    exec(
-        check
-        + part("def answer(", "for name in adapters:")
-        + part('for label, other in settings["others"].items():\n    ask', "answers = {"),
-        names,
-    )
-    tables = {path.stem: pd.read_parquet(path) for path in tmp_path.glob("*.parquet")}
-    assert set(tables) == set(others) and not [*tmp_path.glob("*.part*")]
-    assert all(list(table["hadm_id"]) == [2, 3, 4] for table in tables.values())
-    assert others["whole-1.5B"]["turns"][1]["content"] == "Note: {note}", (
-        "a changed prompt file makes the answers anew"
-    )
 
 
 def test_after_a_sharded_training_a_model_is_loaded_whole() -> None:
@@ -574,7 +443,7 @@ def test_roll_outs_under_gradient_checkpointing_leave_no_hooks_behind(tmp_path: 
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        callbacks=[course.TrainerProgress("GRPO")],
+        callbacks=[training.Steps("GRPO")],
         reward_funcs=lambda completions, **_: [float(i) for i in range(len(completions))],
     )
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -661,19 +530,6 @@ def test_merging_says_at_once_what_it_cannot_do_and_keeps_what_it_can(
         models.merge(str(base), adapter, tmp_path / "other")
 
 
-def test_what_a_credentialed_model_is_merged_into_is_credentialed(
-    adapter: Path, tmp_path: Path
-) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(models.TINY_BASE, base)
-    (base / "course_export.json").write_text('{"credentialed": true}')
-    made = models.merge(str(base), adapter, tmp_path / "merged")
-    assert json.loads((made / "course_export.json").read_text()) == {"credentialed": True}
-    with pytest.raises(ValueError, match="no export with a model card"):
-        models.push(made, "me/mine")
-    assert not (models.merge("tiny", adapter, tmp_path / "free") / "course_export.json").exists()
-
-
 def test_files_notice_templates_and_tokenizers(tmp_path: Path) -> None:
     for name in (
         "chat_template.jinja",
@@ -707,3 +563,338 @@ def test_a_base_that_is_not_there_is_laid_to_the_adapter_only_where_it_named_it(
         FileNotFoundError, match=r"/elsewhere/base, the base that .*own names,: no model is there"
     ):
         models.resolve(str(own))
+
+
+# ---------------------------------------------------------------- other people's tokenizers and templates
+
+PHI = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|user|>\n' + m['content'] + '<|end|>\n' }}"
+    "{% elif m['role'] == 'assistant' %}{{ '<|assistant|>\n' + m['content'] + '<|end|>\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim }}"
+    "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+MISTRAL = (  # writes the system's text before the last turn, if that is the user's: lost as soon as an answer follows
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set rest = messages[1:] %}"
+    "{% else %}{% set rest = messages %}{% endif %}{% for m in rest %}{% if m['role'] == 'user' %}"
+    "{% if loop.last and system is defined %}{{ '[INST] ' + system + '\n\n' + m['content'] + '[/INST]' }}"
+    "{% else %}{{ '[INST] ' + m['content'] + '[/INST]' }}{% endif %}"
+    "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+OWN_SYSTEM = (  # has one of its own, whatever is asked
+    "{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% for m in messages %}{% if m['role'] != 'system' %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def copy_of_base(folder: Path, template: str | None = None, **config: object) -> Path:
+    """The tiny base in a folder of its own, with another chat template or entries of tokenizer_config.json."""
+    base = folder / "base"
+    shutil.copytree(models.TINY_BASE, base)
+    if template:
+        (base / "chat_template.jinja").write_text(template)
+    path = base / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return base
+
+
+@pytest.mark.parametrize("template", [PHI, GEMMA, MISTRAL, OWN_SYSTEM])
+def test_the_instruction_reaches_a_model_whose_template_has_no_place_for_it(
+    tmp_path: Path, template: str
+) -> None:
+    """In what `predict` asks, and in what TRL renders for SFT and GRPO."""
+    from trl.data_utils import apply_chat_template
+
+    own = models.load_tokenizer(str(copy_of_base(tmp_path, template)))
+    turns = prompts.messages("CC: cough")
+    text = prompts.chat(own, turns)
+    assert text.count(prompts.SYSTEM) == 1 and text.endswith("<think>\n")
+    assert text.index(prompts.SYSTEM) < text.index("CC: cough")
+    answer = prompts.THINK + prompts.answer("Cough.", "J18.9")
+    row = {"prompt": turns, "completion": [{"role": "assistant", "content": answer}]}
+    sft = apply_chat_template(row, own)
+    assert prompts.SYSTEM in sft["prompt"] and prompts.SYSTEM not in sft["completion"]
+    assert apply_chat_template({"prompt": turns}, own)["prompt"] == text
+    few_shots = [*turns, {"role": "assistant", "content": "J18.9"}, turns[1]]
+    assert prompts.chat(own, few_shots).count(prompts.SYSTEM) == 1
+    own.save_pretrained(tmp_path / "saved")
+    again = models.load_tokenizer(str(tmp_path / "saved"))
+    assert again.chat_template == own.chat_template and prompts.chat(again, turns) == text
+
+
+def test_a_template_with_a_place_for_the_instruction_stays_as_it_is(tokenizer) -> None:
+    own = (models.TINY_BASE / "chat_template.jinja").read_text()
+    assert tokenizer.chat_template.startswith(own) and "plan" not in tokenizer.chat_template
+
+
+def added(*texts: str, **flags: bool) -> list:
+    from tokenizers import AddedToken
+
+    return [AddedToken(text, **({"special": True, "normalized": False} | flags)) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        added(*prompts.TAGS),
+        added(*prompts.TAGS, normalized=True),
+        added(*prompts.TAGS, lstrip=True, rstrip=True),
+        added("<diagnosis>"),
+        added("</think>", "<think>"),
+        added("</", "diagnosis>"),
+        added("think"),
+        added("<think>\n", "</think>\n<diagnosis>"),
+        added("</think>\n\n<diagnosis>", "</think><diagnosis>"),
+    ],
+    ids=lambda tokens: " ".join(token.content for token in tokens),
+)
+@pytest.mark.parametrize("way", ["added", "extra", "added and saved"])
+def test_tags_that_a_tokenizer_calls_special_survive_decoding(
+    tmp_path: Path, tokens: list, way: str
+) -> None:
+    own = models.load_tokenizer("tiny")
+    if way == "extra":
+        own.add_special_tokens({"extra_special_tokens": tokens})
+    else:
+        own.add_tokens(tokens, special_tokens=True)
+    own.save_pretrained(tmp_path / "one")
+    loaded = models.load_tokenizer(str(tmp_path / "one"))
+    if way == "added and saved":  # as an adapter or an export is
+        loaded.save_pretrained(tmp_path / "two")
+        loaded = models.load_tokenizer(str(tmp_path / "two"))
+    for gap in ("\n", "", "\n\n", " "):
+        text = prompts.answer("Chest pain, he thinks.", "I21.4").replace("\n", gap)
+        ids = loaded(text + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        parsed = prompts.parse(loaded.decode(ids, skip_special_tokens=True))
+        assert (parsed.code, parsed.problem) == ("I214", None)
+    assert not set(prompts.TAGS) & set(loaded.all_special_tokens)
+
+
+def test_a_tokenizer_that_cannot_write_the_tags_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"chest": 0, "pain": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    own = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="?")
+    own.chat_template = PHI
+    own.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="its tokenizer knows no words"):
+        models.load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("gap", ["", "\n", " "])
+@pytest.mark.parametrize("eos", ["<|endoftext|>", "<|im_end|>", None])
+def test_an_end_of_turn_ends_an_answer_also_where_it_is_no_special_token(
+    tmp_path: Path, gap: str, eos: str | None
+) -> None:
+    template = (models.TINY_BASE / "chat_template.jinja").read_text()
+    template = template.replace("<|im_end|>", gap.replace("\n", "\\n") + "<|im_end|>")
+    base = copy_of_base(tmp_path, template, eos_token=eos)
+    path = base / "tokenizer.json"
+    content = json.loads(path.read_text())
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] != "<|im_end|>"
+    path.write_text(json.dumps(content))
+    (base / "generation_config.json").write_text("{}")
+    model, own = models.load(str(base))
+    end = own.convert_tokens_to_ids("<|im_end|>")
+    assert end in prompts.ends(own, None)
+    assert end in model.generation_config.eos_token_id, "roll-outs of GRPO end there too"
+    text = prompts.answer("Cough.", "J18.9")
+    ids = own(text, add_special_tokens=False)["input_ids"]
+    assert own.decode([*ids, end], skip_special_tokens=True) == text
+
+
+def save_adapter(folder: Path, tokenizer=None, **options: object) -> Path:
+    """An adapter of the tiny base that changes something."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    given = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]} | options
+    adapted = get_peft_model(models.load("tiny")[0], LoraConfig(**given))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.05)
+    adapted.save_pretrained(folder)
+    if tokenizer:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        {"pad_token": "[PAD]"},
+        {"pad_token": "[PAD]", "eos_token": "[END]"},
+        {"pad_token": None},
+        {"pad_token": None, "eos_token": None},
+        {"pad_token": None, "eos_token": "[END]"},
+    ],
+)
+@pytest.mark.parametrize("where", ["adapter", "base"])
+def test_padding_by_a_token_without_an_embedding_changes_no_answer(
+    tmp_path: Path, tokens: dict, where: str
+) -> None:
+    import pandas as pd
+
+    own = models.load_tokenizer("tiny")
+    own.add_tokens(added(*(text for text in tokens.values() if text)))
+    for name, text in tokens.items():
+        setattr(own, name, text)
+    base = "tiny"
+    if where == "base":
+        base = str(copy_of_base(tmp_path))
+        own.save_pretrained(base)
+    adapter = save_adapter(tmp_path / "adapter", own if where == "adapter" else None)
+    notes = ["CC: cough", "CC: chest pain\nHPI: since three days", "CC: fever"]
+    cases = pd.DataFrame({"subject_id": [1, 1, 1], "hadm_id": [2, 3, 4], "note": notes})
+    loaded = models.load(base, adapter)
+    assert loaded[1].pad_token_id < 2560
+    alone = [
+        inference.predict(*loaded, cases[cases["hadm_id"] == n], PROFILE)["completion"].iloc[0]
+        for n in cases["hadm_id"]
+    ]
+    assert inference.predict(*loaded, cases, PROFILE)["completion"].tolist() == alone
+
+
+# ---------------------------------------------------------------- weights that do not fit their config
+
+
+@pytest.mark.parametrize(
+    ("saved", "config", "named"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"]}, {"target_modules": ["q_proj"]}, "v_proj"),
+        ({}, {"layers_to_transform": [0, 1]}, "layers.2"),
+        ({}, {"layers_to_transform": [0], "layers_pattern": "layers"}, "layers.1"),
+        ({"use_dora": True}, {"use_dora": False}, "magnitude"),
+        ({}, {"target_modules": ["q_proj", "k_proj"]}, "k_proj"),
+        ({}, {"use_dora": True}, "magnitude"),
+        ({}, {"r": 8}, "q_proj"),
+    ],
+)
+def test_an_adapter_that_its_config_describes_in_part_is_refused(
+    tmp_path: Path, saved: dict, config: dict, named: str
+) -> None:
+    folder = save_adapter(tmp_path / "adapter", **saved)
+    models.load("tiny", folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    for call in (models.load, lambda *both: models.merge(*both, tmp_path / "out")):
+        with pytest.raises(ValueError, match=f"{folder} does not fit the base(.|\n)*{named}"):
+            call("tiny", folder)
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change the weights of a folder."""
+    from safetensors.torch import load_file, save_file
+
+    (path,) = folder.glob("*.safetensors")
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}, "model.layers.3"),
+        ({"num_hidden_layers": 5, "layer_types": ["full_attention"] * 5}, "model.layers.4"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "k_proj.bias"),
+        ({"vocab_size": 2600}, "embed_tokens"),
+        ({"vocab_size": 2559, "pad_token_id": None}, "embed_tokens"),
+        ({"hidden_size": 128}, "embed_tokens"),
+        ({"intermediate_size": 512}, "mlp.down_proj"),
+        ({"num_attention_heads": 2}, "self_attn"),
+        ({"num_key_value_heads": 1}, "self_attn"),
+        ({"tie_word_embeddings": False}, "lm_head"),
+        ({"hidden_size": "256"}, "hidden_size"),
+        ({"hidden_act": "none"}, "none"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers"),
+        ({"vocab_size": 2000}, "adding_idx"),
+        ({"model_type": "qwen-next"}, "qwen-next"),
+    ],
+)
+def test_a_base_whose_config_describes_another_model_is_refused(
+    tmp_path: Path, config: dict, named: str, four_bit: bool
+) -> None:
+    base = copy_of_base(tmp_path)
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    with pytest.raises(ValueError, match=f"^{base}(.|\n)*{named}"):
+        models.load(str(base), four_bit=four_bit)
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_weights_that_a_model_does_without_are_no_fault(tmp_path: Path, four_bit: bool) -> None:
+    """The value head of PPO, buffers of older versions, and the head of tied embeddings."""
+    base = copy_of_base(tmp_path)
+
+    def change(weights: dict) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        weights["v_head.summary.weight"] = torch.zeros(1, 256)
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(32)
+
+    rewrite(base, change)
+    models.load(str(base), four_bit=four_bit)
+    adapter = save_adapter(tmp_path / "adapter")
+    rewrite(adapter, lambda weights: weights.update({"v_head.summary.bias": torch.zeros(1)}))
+    models.load("tiny", adapter, four_bit=four_bit)
+
+
+def test_a_base_that_is_stored_in_4_bits_is_whole(tmp_path: Path) -> None:
+    model, own = models.load("tiny", four_bit=True)
+    for module in model.modules():
+        module.__dict__.pop("forward", None)  # cpu.unpack_once
+    model.save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    models.load(str(tmp_path))
+    models.load(str(tmp_path), four_bit=True)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "LoraConfig",
+        "IA3Config",
+        "VeraConfig",
+        "PromptTuningConfig",
+        "PromptEncoderConfig",
+        "PrefixTuningConfig",
+        "PolyConfig",
+        "aLoRA",
+    ],
+)
+def test_only_adapters_that_change_weights_are_merged_and_the_others_told_at_once(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peft
+
+    options = {
+        "LoraConfig": {"r": 4, "target_modules": ["q_proj"]},
+        "IA3Config": {"target_modules": ["k_proj"], "feedforward_modules": []},
+        "VeraConfig": {"r": 4, "target_modules": ["q_proj"]},
+        "PromptTuningConfig": {"num_virtual_tokens": 4},
+        "PromptEncoderConfig": {"num_virtual_tokens": 4, "encoder_hidden_size": 16},
+        "PrefixTuningConfig": {"num_virtual_tokens": 4},
+        "PolyConfig": {"r": 4, "target_modules": ["q_proj"]},
+        "aLoRA": {"r": 4, "target_modules": ["q_proj"], "alora_invocation_tokens": [5]},
+    }[kind]
+    config = getattr(peft, kind, peft.LoraConfig)(task_type="CAUSAL_LM", **options)
+    adapter = tmp_path / "adapter"
+    peft.get_peft_model(models.load("tiny")[0], config).save_pretrained(adapter)
+    models.load("tiny", adapter)
+    if kind in ("LoraConfig", "IA3Config", "VeraConfig"):
+        assert (models.merge("tiny", adapter, tmp_path / "out") / "model.safetensors").is_file()
+        return
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    with pytest.raises(ValueError, match=f"{adapter} cannot be merged"):
+        models.merge("tiny", adapter, tmp_path / "out")

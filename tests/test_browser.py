@@ -271,12 +271,17 @@ class Explorer:
         for text in texts:
             self.view.filter(has_text=text).wait_for()
 
-    def place(self) -> str:
-        return f"{self.page.locator('input[type=number]').input_value()} {self.count()}"
-
-    def count(self) -> str:
-        label = self.page.locator(".widget-label", has_text="Case of ").inner_text()
-        return label.removeprefix("Case ")
+    def stands_at(self, place: str) -> None:
+        """Waits until the number of the case and the number of cases are those of "1 of 17"."""
+        shown = ""
+        for _ in range(300):
+            label = self.page.locator(".widget-label", has_text="Case of ").inner_text()
+            number = self.page.locator("input[type=number]").input_value()
+            shown = f"{number} {label.removeprefix('Case ')}"
+            if shown == place:
+                return
+            self.page.wait_for_timeout(200)
+        raise AssertionError(f"{shown} and not {place}")
 
     def marks(self) -> tuple[list[str], list[str]]:
         """Marked and dashed phrases of the note, without the legend."""
@@ -308,7 +313,7 @@ def shot(page: Page, name: str) -> None:
 def test_a_case_shows_heading_paths_rewards_and_marks(box: Explorer, lab: Lab) -> None:
     case = lab.cases.iloc[0]
     box.shows(f"Admission {case['hadm_id']}: GRPO, wrong chapter", places.NOTICE)
-    assert box.place() == "1 of 17"
+    box.stands_at("1 of 17")
     truth = box.view.locator("table").first.locator("td").nth(1).inner_text()
     assert icd.dotted(case["code"]) in truth and truth.count("✓") >= 3 and "✗" not in truth
     assert "J18.9" in box.cell("GRPO") and "✓" not in box.cell("GRPO")
@@ -341,16 +346,16 @@ def test_filters_and_pages(box: Explorer, lab: Lab) -> None:
     ids = [*lab.cases["hadm_id"]]
     box.turn(3)
     box.shows(f"Admission {ids[2]}: GRPO, right code")
-    assert box.place() == "3 of 17"
+    box.stands_at("3 of 17")
     box.turn(1)
     box.choose("Answer", "any error")  # each third row
     box.shows(f"Admission {ids[0]}: GRPO, wrong chapter")
-    assert box.place() == "1 of 6"
+    box.stands_at("1 of 6")
     box.turn(2)
     box.shows(f"Admission {ids[3]}: GRPO, wrong chapter")
     box.choose("Chapter", f"10 {icd.chapter_short(10)}")  # rows 7 to 12 of 17
     box.shows(f"Admission {ids[12]}: GRPO, wrong chapter", "I10 Essential")
-    assert box.place() == "2 of 2"
+    box.stands_at("2 of 2")
     box.turn(1)
     box.shows(f"Admission {ids[9]}: GRPO, wrong chapter")
     box.choose("Answer", "right category")
@@ -359,7 +364,7 @@ def test_filters_and_pages(box: Explorer, lab: Lab) -> None:
     box.choose("Model", "SFT")
     box.choose("Answer", "unusable")
     box.shows(f"Admission {ids[7]}: SFT, unusable")
-    assert box.place() == "1 of 3"
+    box.stands_at("1 of 3")
 
 
 def test_what_others_wrote_is_shown_and_does_not_act(

@@ -413,6 +413,9 @@ def train(out: Path, steps: int, seed: int, threads: int, minutes: float) -> Non
             losses = []
             state["log"].append(row)
             print(row, flush=True)
+        if state["step"] % 1000 == 0:
+            state["log"][-1] |= probe(model, tokenizer)
+            print(state["log"][-1], flush=True)
         if time.time() - last_save > 300 or state["step"] == steps:
             save_state(saved, model, optimizer, state)
             last_save = time.time()
@@ -448,6 +451,92 @@ def new(out: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     shape = tiny_base.CONFIG | {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
     return Qwen2ForCausalLM(Qwen2Config(**shape)), tokenizer
+
+
+# --- probes -------------------------------------------------------------------------------------
+
+
+def complete(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], longest: int
+) -> list[str]:
+    """What the model writes greedily behind each prompt, up to the end of the line."""
+    import torch
+
+    results: dict[int, str] = {}
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    tokenizer.padding_side = "left"
+    for begin in range(0, len(order), 32):
+        some = order[begin : begin + 32]
+        inputs = tokenizer([prompts[i] for i in some], return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            ids = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
+        texts = tokenizer.batch_decode(
+            ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        results |= dict(zip(some, texts, strict=True))
+    return [results[i].strip("\n").split("\n")[0] for i in range(len(prompts))]
+
+
+def probe(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int = 100
+) -> dict[str, float]:
+    """How well the model copies, attributes and knows, on `count` notes that it never saw.
+
+    copied: share of the quotes in a list of what is present that stand in the note; precision,
+    recall of that list; by state, the share of findings whose state is named rightly; known,
+    known_category: right codes for clean lists of findings; direct, joined: right codes for whole
+    notes, at once and after the list, which no document of the corpus shows.
+    """
+    model.eval()
+    rng = np.random.default_rng(HELD_OUT_SEED)
+    book = casebook.casebook()
+    codes = [str(code) for code in rng.choice(book.codes, size=count, p=book.prior)]
+    rows = [_row(code, rng) for code in codes]
+    for row in rows:
+        row["reading"] = 1.0
+    texts = [notes.admission_note(text) for text in hospital.summaries(rows, HELD_OUT_SEED)]
+    kept = [(text, row) for text, row in zip(texts, rows, strict=True) if text]
+    found = [quotes(text) for text, _ in kept]
+    lists = [f"{text}\n\nWhat does the patient have now? Present now:" for text, _ in kept]
+    answers = complete(model, tokenizer, lists, 120)
+    copied, precision, recall = [], [], []
+    for (text, _), quoted, answer in zip(kept, found, answers, strict=True):
+        items = [item.strip() for item in answer.strip().rstrip(".").split(";") if item.strip()]
+        own = {quote.words for quote in quoted if quote.state == ""}
+        copied += [item in text for item in items]
+        precision += [item in own for item in items]
+        recall += [item in items for item in own]
+    scores = {"copied": np.mean(copied), "precision": np.mean(precision)}
+    scores["recall"] = np.mean(recall)
+    asked = []
+    for (text, _), quoted in zip(kept, found, strict=True):
+        for state in {quote.state for quote in quoted}:
+            some = [quote.words for quote in quoted if quote.state == state]
+            words = some[rng.integers(len(some))]
+            question = f"Say of each whether it is present now: {words}. {words}:"
+            asked.append((f"{text}\n\n{question}", STATES[state]))
+    said = complete(model, tokenizer, [prompt for prompt, _ in asked], 6)
+    right = [text.strip().startswith(state) for text, (_, state) in zip(said, asked, strict=True)]
+    scores["attributed"] = np.mean(right)
+    for state in STATES.values():
+        scores[state] = np.mean([r for r, (_, s) in zip(right, asked, strict=True) if s == state])
+    clean = [f"Present now: {'; '.join(_typical(row['code'], rng))}. Code" for _, row in kept]
+    whole = [f"{text}\n\nCode" for text, _ in kept]
+    joined = [
+        start + answer.rstrip(".") + ". Code" for start, answer in zip(lists, answers, strict=True)
+    ]
+    for name, prompts in {"known": clean, "direct": whole, "joined": joined}.items():
+        named = [
+            text.strip(" .").split(" ")[0].rstrip(".,;")
+            for text in complete(model, tokenizer, prompts, 9)
+        ]
+        gold = [row["code"] for _, row in kept]
+        scores[name] = np.mean([a == b for a, b in zip(named, gold, strict=True)])
+        scores[f"{name}_category"] = np.mean(
+            [a[:3] == b[:3] for a, b in zip(named, gold, strict=True)]
+        )
+    model.train()
+    return {name: round(float(value), 3) for name, value in scores.items()}
 
 
 def main() -> None:

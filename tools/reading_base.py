@@ -342,7 +342,9 @@ def learn(
     width = max(len(ids) for ids, _ in batch)
     ids = torch.tensor([row + [pad] * (width - len(row)) for row, _ in batch])
     weights = torch.tensor([row + [0.0] * (width - len(row)) for _, row in batch])[:, 1:]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    # Measured without bfloat16 in the processor: float32 is nine times as fast.
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
         logits = model(input_ids=ids).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"

@@ -19,6 +19,7 @@ from matplotlib.text import Text
 matplotlib.use("Agg")
 
 from helpers import icd, metrics, plots
+from tests import notebook_code
 
 CODES = (
     "A419",
@@ -67,6 +68,19 @@ CODES = (
 )
 FIGURE_TEXT_AT_HALF_WIDTH = 8.0  # pixels, in a picture 500 pixels wide
 BOOT = {"n_boot": 20}  # enough for a picture
+SCOPE = {"np": np, "pd": pd, "icd": icd, "metrics": metrics, "plots": plots, "resampling": BOOT}
+
+
+def of_notebook(number: str, name: str):
+    """A function of a notebook that draws, in the style that the notebook sets."""
+    return plots.styled(notebook_code.function(number, name, **SCOPE))
+
+
+long_tail = of_notebook("01", "long_tail")
+confused_pairs = of_notebook("06", "confused_pairs")
+pairs_figure = of_notebook("06", "pairs_figure")
+chapters_figure = of_notebook("06", "chapters_figure")
+agreement_figure = of_notebook("06", "agreement_figure")
 
 
 def cases_of(n: int = 700, seed: int = 0, codes: tuple[str, ...] = CODES) -> pd.DataFrame:
@@ -156,21 +170,12 @@ def sft_log() -> pd.DataFrame:
     )
 
 
-BANDS = {name: name.capitalize() for name in ("head", "middle", "tail", "unseen")}
 CEILING = {level: {"accuracy": 0.9, "f1_gold": 0.85} for level in plots.LEVELS}
 
 
 def scores_of(tables: dict[str, pd.DataFrame]) -> dict:
     return {
         model: metrics.report(table["gold"], table["predicted"], **BOOT)
-        for model, table in tables.items()
-    }
-
-
-def bands_of(cases: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> dict:
-    train = cases.loc[cases["split"] == "train", "code"]
-    return {
-        model: metrics.head_middle_tail(table["gold"], table["predicted"], train, **BOOT)
         for model, table in tables.items()
     }
 
@@ -205,9 +210,7 @@ def curve_of(*agreement: float) -> pd.DataFrame:
 
 
 FIGURES = {
-    "code_frequencies": lambda c, t: plots.code_frequencies(c[["split", "code"]].value_counts()),
-    "note_lengths": lambda c, t: plots.note_lengths(np.arange(50, 300), 256),
-    "note_lengths, all alike, no limit": lambda c, t: plots.note_lengths([7] * 20),
+    "long_tail": lambda c, t: long_tail(c),
     "training_curve": lambda c, t: plots.training_curve(sft_log()),
     "grpo_panel": lambda c, t: plots.grpo_panel(grpo_log()),
     "grpo_panel, two steps": lambda c, t: plots.grpo_panel(grpo_log(2)),
@@ -217,8 +220,7 @@ FIGURES = {
     "rollout_group": lambda c, t: rollouts(),
     "rollout_group, all alike": lambda c, t: rollouts(same=True),
     "score_bars": lambda c, t: plots.score_bars(scores_of(t), ceiling=CEILING),
-    "score_bars, no ceiling": lambda c, t: plots.score_bars(scores_of(t), score="accuracy"),
-    "score_bars, head, middle, tail": lambda c, t: plots.score_bars(bands_of(c, t), BANDS),
+    "score_bars, no ceiling": lambda c, t: plots.score_bars(scores_of(t)),
     "how_far_up_the_tree": lambda c, t: plots.how_far_up_the_tree(
         metrics.how_far_up_the_tree(t, **BOOT)
     ),
@@ -229,16 +231,15 @@ FIGURES = {
     "confusion, nothing usable": lambda c, t: plots.confusion(
         crossed(t["base"], "chapter"), "Chapters"
     ),
-    "confused_pairs": lambda c, t: plots.confused_pairs(metrics.confused_pairs(t["sft"], **BOOT)),
-    "confused_pairs, none": lambda c, t: plots.confused_pairs(metrics.confused_pairs(t["base"])),
-    "dumbbells": lambda c, t: plots.dumbbells(
-        metrics.chapter_differences(t["sft"], t["grpo"], **BOOT), "sft", "grpo"
+    "pairs_figure": lambda c, t: pairs_figure(confused_pairs(t["sft"])),
+    "pairs_figure, none": lambda c, t: pairs_figure(confused_pairs(t["base"])),
+    "chapters_figure": lambda c, t: chapters_figure(
+        metrics.chapter_differences(t["sft"], t["grpo"], **BOOT)
     ),
-    "dumbbells, nothing usable": lambda c, t: plots.dumbbells(
-        metrics.chapter_differences(t["base"], t["base"], **BOOT), "base", "base"
+    "chapters_figure, nothing usable": lambda c, t: chapters_figure(
+        metrics.chapter_differences(t["base"], t["base"], **BOOT)
     ),
-    "icicle": lambda c, t: plots.icicle(metrics.tree(t["sft"])),
-    "reliability": lambda c, t: plots.reliability(curve_of(0.2, 0.4, 0.6, 0.8, 1)),
+    "agreement_figure": lambda c, t: agreement_figure(curve_of(0.2, 0.4, 0.6, 0.8, 1)),
 }
 
 
@@ -299,8 +300,8 @@ def test_a_figure_is_unknown_to_pyplot_and_leaves_the_settings_alone(cases):
     import matplotlib.pyplot as plt
 
     numbers, settings = plt.get_fignums(), dict(matplotlib.rcParams)
-    plots.note_lengths([7, 8, 9], 8)
-    plots.code_frequencies(cases[["split", "code"]].value_counts())
+    plots.training_curve(sft_log())
+    long_tail(cases)
     assert plt.get_fignums() == numbers, "pyplot would show the figure a second time"
     assert dict(matplotlib.rcParams) == settings
     with matplotlib.rc_context():
@@ -319,12 +320,6 @@ shown, _ = shell.display_formatter.format(figure)
 assert "image/png" in shown, list(shown)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_training_figures_are_drawn_again_onto_the_same_figure():
-    fig = plots.training_curve(sft_log())
-    assert plots.grpo_panel(grpo_log(), fig=fig) is fig and len(fig.axes) == 4
-    assert plots.training_curve(sft_log(), fig=fig) is fig and len(fig.axes) == 2
 
 
 # ---- one table of names and colours -------------------------------------------------------------------------------
@@ -444,28 +439,30 @@ def test_score_bars_print_score_ceiling_and_number_of_classes(tables):
     assert not any(ax.lines for ax in plots.score_bars(scores).axes)
 
 
-def test_empty_bands_are_left_out(cases, tables):
-    bands = bands_of(cases, {"sft": tables["sft"]})
-    sizes = {band: entry["n_classes"] for band, entry in bands["sft"].items()}
-    fig = plots.score_bars(bands, BANDS)
-    titles = [ax.get_title(loc="left") for ax in fig.axes]
-    assert titles == [f"{BANDS[band]}\n{n} classes" for band, n in sizes.items() if n]
-
-
 def test_names_of_siblings_begin_with_their_codes():
     pairs = pd.DataFrame([["I63511", "I63512", 5, 9, 2.0, 8.0]])
     pairs.columns = ["gold", "predicted", "cases", "of", "low", "high"]
-    (name,) = plots.confused_pairs(pairs).axes[0].get_yticklabels()
+    (name,) = pairs_figure(pairs).axes[0].get_yticklabels()
     truth, answer = name.get_text().split("\n→ ")
     assert truth.startswith("I63.511 Cerebral") and answer.startswith("I63.512 Cerebral")
     assert max(len(truth), len(answer)) <= 46
 
 
-def test_lengths_print_the_share_that_is_cut():
-    fig = plots.note_lengths([10, 20, 30, 40], 30)
-    assert "25.0% exceed the limit" in fig.axes[0].get_title(loc="left")
-    texts = " ".join(texts_of(plots.note_lengths([10, 20, 30], 30, what="trace")))
-    assert "Length of the traces" in texts and "note" not in texts
+def test_a_difference_is_filled_where_its_interval_excludes_zero_and_few_cases_have_none():
+    rows = [[1, 20, 0.1, 0.3], [2, 30, -0.2, 0.3], [3, 5, np.nan, np.nan]]
+    table = pd.DataFrame(rows, columns=["chapter", "cases", "low", "high"])
+    fig = chapters_figure(table.assign(difference=[0.2, 0.05, 0.1]))
+    names = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert [name.split()[0] for name in names] == ["1", "2"] and names[0].endswith("(20)")
+    fills = fig.axes[0].collections[-1].get_facecolors()
+    assert [to_rgb(fill) for fill in fills] == [to_rgb(plots.INK), to_rgb("white")]
+
+
+def test_the_figure_of_agreement_prints_the_expected_calibration_error():
+    table = pd.DataFrame({"subject_id": range(5), "agreement": [0.5, 0.5, 1, 1, 1]})
+    curve = metrics.mean_by(table.assign(right=[1, 0, 1, 1, 0]), ["agreement"], "right")
+    title = agreement_figure(curve).axes[0].get_title(loc="left")
+    assert "20 points apart, over 5 cases" in title  # (2 · 0 + 3 · 1/3) / 5
 
 
 def test_a_single_code_and_a_single_case_are_drawn():
@@ -474,12 +471,11 @@ def test_a_single_code_and_a_single_case_are_drawn():
     outcomes = metrics.outcomes(cases[1:], pd.DataFrame({"hadm_id": [2], "predicted": ["I10"]}))
     tables = {"sft": outcomes}
     figures = [
-        plots.code_frequencies(cases[["split", "code"]].value_counts()),
+        long_tail(cases),
         plots.how_far_up_the_tree(metrics.how_far_up_the_tree(tables)),
         plots.confusion(crossed(outcomes, "chapter"), ""),
-        plots.confused_pairs(metrics.confused_pairs(outcomes)),
-        plots.icicle(metrics.tree(outcomes)),
-        plots.dumbbells(metrics.chapter_differences(outcomes, outcomes), "sft", "grpo"),
+        pairs_figure(confused_pairs(outcomes)),
+        chapters_figure(metrics.chapter_differences(outcomes, outcomes)),
         plots.score_bars({"sft": metrics.report(["I10"], ["I10"])}),
     ]
     for fig in figures:

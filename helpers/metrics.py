@@ -68,13 +68,15 @@ def report(
     trained = None if train_codes is None else _codes(train_codes, "train_codes", nil=False)
     usable = int((full.predicted[0] >= 0).sum())
     agreed = sum(int((x.gold == x.predicted[0]).sum()) for x in levels.values())
+    pairs = zip(full.gold, full.predicted[0], strict=True)
+    edges = [icd.tree_distance(full.labels[g], full.labels[p]) for g, p in pairs if p >= 0]
     scores: Report = {
         "n": n,
         "usable": usable / n,
         "hp": agreed / (3 * max(usable, 1)),
         "hr": agreed / (3 * n),
         "hf": 2 * agreed / (3 * (usable + n)),
-        "tree_distance": _tree_distance(full),
+        "tree_distance": sum(edges) / usable if usable else None,
     }
     for level, x in levels.items():
         classes = None if trained is None else {LEVELS[level](code) for code in trained}
@@ -222,11 +224,10 @@ def head_middle_tail(
     gold: Sequence[Any],
     predicted: Sequence[Any],
     train_codes: Iterable[Any],
-    *,
-    level: str = "full",
     **resampling: Any,
 ) -> Report:
-    """Macro-F1 and accuracy by how often a class was seen in training: head, middle, tail, unseen.
+    """Macro-F1 and accuracy of full codes by how often they were seen in training: head, middle,
+    tail, unseen.
 
     Classes are ranked by training frequency; a class belongs to the third of the cumulative
     training mass that the more frequent classes reach, so equally frequent classes stay together.
@@ -234,9 +235,8 @@ def head_middle_tail(
     "n_classes", "n_cases"}, with None where it is empty. resampling: patients, n_boot and seed, as
     in `report`.
     """
-    up = _up(level)
-    x = _levels(gold, predicted=predicted)[level]
-    train = Counter(up(code) for code in _codes(train_codes, "train_codes", nil=False))
+    x = _levels(gold, predicted=predicted)["full"]
+    train = Counter(_codes(train_codes, "train_codes", nil=False))
     ahead = {k: sum(v for v in train.values() if v > k) for k in set(train.values())}
     third = [3 * ahead[train[c]] // train.total() if c in train else 3 for c in x.labels]
     support, _, hits = x.counts()
@@ -265,16 +265,12 @@ def majority_vote(samples: Iterable[Sequence[Any]]) -> list[str | None]:
     return [count.most_common(1)[0][0] if count else None for count in votes]
 
 
-def agreement(samples: Iterable[Sequence[Any]], level: str = "full") -> list[float]:
-    """For each case the share of its samples that agree with the majority vote at a level; unusable
-    ones do not."""
-    up = _up(level)
+def agreement(samples: Iterable[Sequence[Any]]) -> list[float]:
+    """For each case the share of its samples that agree with the majority vote; unusable ones do
+    not."""
     cases = _samples(samples)
-    votes = majority_vote(cases)
-    return [
-        sum(code is not None and up(code) == up(vote) for code in case) / len(case)
-        for case, vote in zip(cases, votes, strict=True)
-    ]
+    pairs = zip(cases, majority_vote(cases), strict=True)
+    return [case.count(vote) / len(case) if vote else 0.0 for case, vote in pairs]
 
 
 def align(
@@ -506,15 +502,6 @@ def _plain(**numbers: Any) -> Report:
     return values
 
 
-def _tree_distance(full: _Level) -> float | None:
-    edges = [
-        icd.tree_distance(full.labels[g], full.labels[p])
-        for g, p in zip(full.gold, full.predicted[0], strict=True)
-        if p >= 0
-    ]
-    return sum(edges) / len(edges) if edges else None
-
-
 # ------------------------------------------------------------------------------- what comes in
 
 
@@ -547,12 +534,6 @@ def _halves(
     if len(missing):
         raise ValueError(f"patients, row {missing[0]}: no id. Every case needs its subject_id.")
     return _Halves(pd.factorize(ids)[0], n_boot, seed)
-
-
-def _up(level: str) -> Callable[[Any], Any]:
-    if level not in LEVELS:
-        raise ValueError(f"level {level!r} does not exist: choose one of {', '.join(LEVELS)}.")
-    return LEVELS[level]
 
 
 def _codes(values: Iterable[Any], name: str, nil: bool = True) -> list[str | None]:

@@ -248,12 +248,8 @@ def test_head_middle_tail() -> None:
     assert [v["accuracy"] for v in bands.values()] == pytest.approx([0.5, 0, 2 / 3, 1])
     r = quick(gold, gold)["full"]  # bands partition the gold classes
     assert sum(v["n_classes"] for v in bands.values()) == r["n_classes"]
-    chapters = metrics.head_middle_tail(gold, gold, train, level="chapter", n_boot=50)
-    assert (
-        chapters["head"]["n_cases"] == 4
-        and chapters["unseen"]["n_classes"] == 1
-        and chapters["middle"]["f1_gold"] is None
-    )
+    frequent = metrics.head_middle_tail(gold[:2], gold[:2], train, n_boot=50)
+    assert frequent["head"]["n_cases"] == 2 and frequent["middle"]["f1_gold"] is None
     assert metrics.head_middle_tail(gold, gold, [])["unseen"]["n_cases"] == 7
 
 
@@ -445,7 +441,6 @@ SAMPLES = [
 def test_votes_and_agreement() -> None:
     assert metrics.majority_vote(SAMPLES) == ["I2101", None, "J189", "I10"]
     assert metrics.agreement(SAMPLES) == [0.5, 0, 0.5, 1]
-    assert metrics.agreement(SAMPLES, "category") == [0.75, 0, 0.5, 1]
 
 
 # ---- tidy tables for the figures -------------------------------------------------------------------------------------
@@ -579,7 +574,6 @@ def test_agreement_and_accuracy_by_group() -> None:
         (lambda: metrics.compare(GOLD, PREDICTED, PREDICTED[1:]), "'b': 9"),
         (lambda: metrics.majority_vote([["I10"], []]), "case 1"),
         (lambda: metrics.majority_vote(["I10"]), "one string"),
-        (lambda: metrics.head_middle_tail(GOLD, PREDICTED, GOLD, level="x"), "level 'x'"),
         (lambda: metrics.mean_interval([], []), "no cases"),
         (lambda: metrics.mean_interval([1.0], [1, 2]), "unequal lengths"),
         (lambda: metrics.mean_interval([1.0, 0.0], n_boot=-1), "n_boot"),

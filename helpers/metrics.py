@@ -22,7 +22,7 @@ Taught in notebook 6.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -344,23 +344,6 @@ def mean_by(table: pd.DataFrame, by: list[str], value: str, **boot: int) -> pd.D
         low, high = mean_interval(part[value], part["subject_id"], **boot)
         rows.append([*keys, part[value].mean(), low, high, len(part)])
     return pd.DataFrame(rows, columns=[*by, value, "low", "high", "n"])
-
-
-def how_far_up_the_tree(tables: Mapping[str, pd.DataFrame], **boot: int) -> pd.DataFrame:
-    """Each model's `outcomes` by the deepest level that is right: model, kind, share, reached, low,
-    high.
-
-    `reached` is the share of answers of this kind or a better one, with its interval: for "full",
-    "category" and "chapter" the accuracy at that level.
-    """
-    rows = []
-    for model, table in tables.items():
-        for depth, kind in enumerate(KINDS, 1):
-            share = (table["kind"] == kind).mean()
-            reached = table["kind"].isin(KINDS[:depth])
-            interval = mean_interval(reached, table["subject_id"], **boot)
-            rows.append([model, kind, share, reached.mean(), *interval])
-    return pd.DataFrame(rows, columns=["model", "kind", "share", "reached", "low", "high"])
 
 
 def chapter_differences(before: pd.DataFrame, after: pd.DataFrame, **boot: int) -> pd.DataFrame:

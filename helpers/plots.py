@@ -295,70 +295,6 @@ def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = No
 
 
 @styled
-def score_bars(
-    scores: Mapping[str, Mapping[str, Any]], ceiling: Mapping[str, Mapping[str, Any]] | None = None
-) -> Figure:
-    """Macro-F1 of each model with its interval, a panel for each level: model -> `metrics.report`.
-
-    `ceiling`, level -> scores, is a dashed line in the place of the ideal reader.
-    """
-    models = [model for model in _in_order(scores) if model != "ideal" or not ceiling]
-    height = 1.3 + 0.42 * len(models)
-    fig, axes = figure(height, 1, len(LEVELS), sharex=True, sharey=True)
-    rows = range(len(models))
-    inks = [FAINT if model == "ideal" else INK for model in models]
-    for ax, (level, title) in zip(axes, LEVELS.items(), strict=True):
-        table = pd.DataFrame([scores[model][level] for model in models])
-        ax.barh(rows, table["f1_gold"], color=[*map(colour, models)])
-        ax.hlines(rows, *np.array([*table["ci"]], float).T, color=inks, lw=1.6)
-        for row, score in enumerate(table["f1_gold"]):
-            look = {"va": "center", "weight": "bold", "transform": ax.get_yaxis_transform()}
-            ax.text(1.01, row, f"{100 * score:.0f}", **look)
-        if ceiling:
-            line = ax.axvline(ceiling[level]["f1_gold"], color="black", ls="--", lw=1.5)
-        ax.set_title(f"{title}\n{table['n_classes'][0]} classes")
-        ax.xaxis.set_major_locator(MaxNLocator(3))
-        percent(ax.xaxis, "")
-        ax.spines["left"].set_visible(False)
-    axes[0].set_yticks(rows, [*map(label, models)])
-    axes[0].invert_yaxis()
-    fig.supxlabel("macro-F1 (%)")
-    if ceiling:
-        fig.legend([line], [label("ideal")], loc="outside lower right")
-    return fig
-
-
-@styled
-def how_far_up_the_tree(table: pd.DataFrame) -> Figure:
-    """Each model's answers by the deepest level still right, of `metrics.how_far_up_the_tree`.
-
-    Whiskers: intervals of right code and right chapter.
-    """
-    models = _in_order(table["model"])
-    fig, ax = figure(1.1 + 0.5 * len(models))
-    rows = np.arange(len(models))
-    start = np.zeros(len(models))
-    for kind, name in KINDS.items():
-        part = table[table["kind"] == kind].set_index("model").loc[models]
-        look = {"color": name.colour, "label": name.label, "height": 0.66}
-        bars = ax.barh(rows, part["share"], left=start, **look)
-        start += part["share"].to_numpy()
-        texts = part["share"].map("{:.0%}".format).mask(part["share"] < 0.055, "")
-        ink = "white" if kind in ("full", "category") else INK
-        ax.bar_label(bars, texts, label_type="center", color=ink)
-        if kind in ("full", "chapter"):
-            ax.hlines(rows + 0.4, part["low"], part["high"], color=INK, lw=1.6)
-            ax.plot(part["reached"], rows + 0.4, "|", color=INK, ms=6)
-    for bar in bars:  # the last kind: no answer
-        bar.set_hatch("////")
-    ax.set_yticks(rows, [*map(label, models)])
-    ax.set(xlim=(0, 1), ylim=(len(models) - 0.45, -0.6), xlabel="share of cases")
-    percent(ax.xaxis)
-    fig.legend(loc="outside upper center", ncols=5, handlelength=1, columnspacing=1)
-    return fig
-
-
-@styled
 def confusion(counts: pd.DataFrame, title: str, top: int = 22) -> Figure:
     """Counts of true classes (rows) against predicted ones (columns; "–": no usable answer), shaded
     by share of the row.
@@ -396,9 +332,3 @@ def confusion(counts: pd.DataFrame, title: str, top: int = 22) -> Figure:
     )
     ax.tick_params(labelsize=9)
     return fig
-
-
-def _in_order(models: Iterable[str]) -> list[str]:
-    """Each model once, in the order of every table; unknown ones last."""
-    names = list(dict.fromkeys(models))
-    return sorted(names, key=[*MODELS, *names].index)

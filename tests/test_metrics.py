@@ -480,7 +480,9 @@ def test_the_intervals_of_the_figures_are_those_of_the_report(tables: dict) -> N
     sft, grpo = tables.values()
     patients = {"patients": sft["subject_id"], **BOOT}
     r = metrics.report(sft["gold"], sft["predicted"], **patients)
-    reached = metrics.how_far_up_the_tree(tables, **BOOT).set_index(["model", "kind"]).loc["sft"]
+    scope = {"pd": pd, "metrics": metrics, "resampling": BOOT}
+    table = notebook_code.function("06", "how_far_up", **scope)(tables)
+    reached = table.set_index(["model", "kind"]).loc["sft"]
     for level in metrics.LEVELS:
         assert reached.loc[level, "reached"] == pytest.approx(r[level]["accuracy"])
         interval = reached.loc[level, ["low", "high"]].tolist()

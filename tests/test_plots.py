@@ -79,6 +79,9 @@ def of_notebook(number: str, name: str):
 long_tail = of_notebook("01", "long_tail")
 confused_pairs = of_notebook("06", "confused_pairs")
 pairs_figure = of_notebook("06", "pairs_figure")
+score_figure = of_notebook("06", "score_figure")
+how_far_up = of_notebook("06", "how_far_up")
+tree_figure = of_notebook("06", "tree_figure")
 chapters_figure = of_notebook("06", "chapters_figure")
 agreement_figure = of_notebook("06", "agreement_figure")
 
@@ -219,11 +222,9 @@ FIGURES = {
     ),
     "rollout_group": lambda c, t: rollouts(),
     "rollout_group, all alike": lambda c, t: rollouts(same=True),
-    "score_bars": lambda c, t: plots.score_bars(scores_of(t), ceiling=CEILING),
-    "score_bars, no ceiling": lambda c, t: plots.score_bars(scores_of(t)),
-    "how_far_up_the_tree": lambda c, t: plots.how_far_up_the_tree(
-        metrics.how_far_up_the_tree(t, **BOOT)
-    ),
+    "score_figure": lambda c, t: score_figure(scores_of(t), CEILING),
+    "score_figure, no ceiling": lambda c, t: score_figure(scores_of(t)),
+    "tree_figure": lambda c, t: tree_figure(how_far_up(t)),
     "confusion, chapters": lambda c, t: plots.confusion(crossed(t["sft"], "chapter"), "Chapters"),
     "confusion, categories": lambda c, t: plots.confusion(
         crossed(t["sft"], "category", 9), "Circulatory", 5
@@ -422,12 +423,12 @@ def test_the_matrix_holds_every_case_once(tables):
 # ---- what is printed ----------------------------------------------------------------------------------------------
 
 
-def test_score_bars_print_score_ceiling_and_number_of_classes(tables):
+def test_bars_of_scores_print_score_ceiling_and_number_of_classes(tables):
     scores = scores_of(tables)
-    fig = plots.score_bars({**scores, "ideal": scores["tfidf"]}, ceiling=CEILING)
+    fig = score_figure({**scores, "ideal": scores["tfidf"]}, CEILING)
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [
-        "TF-IDF + LR",
         "Base",
+        "TF-IDF + LR",
         "SFT",
         "GRPO",
     ], "the ideal reader is the line"
@@ -436,7 +437,7 @@ def test_score_bars_print_score_ceiling_and_number_of_classes(tables):
         printed = {text.get_text() for text in ax.texts}
         assert printed == {f"{100 * entry[level]['f1_gold']:.0f}" for entry in scores.values()}
         assert [line.get_linestyle() for line in ax.lines] == ["--"]
-    assert not any(ax.lines for ax in plots.score_bars(scores).axes)
+    assert not any(ax.lines for ax in score_figure(scores).axes)
 
 
 def test_names_of_siblings_begin_with_their_codes():
@@ -472,11 +473,11 @@ def test_a_single_code_and_a_single_case_are_drawn():
     tables = {"sft": outcomes}
     figures = [
         long_tail(cases),
-        plots.how_far_up_the_tree(metrics.how_far_up_the_tree(tables)),
+        tree_figure(how_far_up(tables)),
         plots.confusion(crossed(outcomes, "chapter"), ""),
         pairs_figure(confused_pairs(outcomes)),
         chapters_figure(metrics.chapter_differences(outcomes, outcomes)),
-        plots.score_bars({"sft": metrics.report(["I10"], ["I10"])}),
+        score_figure({"sft": metrics.report(["I10"], ["I10"])}),
     ]
     for fig in figures:
         fig.draw_without_rendering()

@@ -16,7 +16,7 @@ import re
 import textwrap
 import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,47 +211,6 @@ def _curves(ax: Axes, log: pd.DataFrame, lines: Mapping[str, tuple[str, str]], t
         end_labels(ax, ends)
     if not ends:
         ax.text(0.5, 0.5, "nothing logged", transform=ax.transAxes, ha="center", color=FAINT)
-
-
-@styled
-def rollout_group(
-    completions: Sequence[str],
-    rewards: Mapping[str, Sequence[float]],
-    advantages: Sequence[float],
-    gold: str,
-) -> Figure:
-    """One group of completions of one prompt, best first: reasoning and answer, rewards, the
-    advantage as a bar.
-
-    Raises ValueError where the lengths differ.
-    """
-    from helpers import prompts
-
-    table = pd.DataFrame({"completion": completions, "advantage": advantages, **rewards})
-    table = table.sort_values("advantage", ascending=False, kind="stable")
-    height = 1.2 + 0.56 * len(table)
-    fig, (left, right) = figure(height, 1, 2, sharey=True, width_ratios=(3, 1))
-    title = f"{len(table)} answers to one note; the truth is {icd.dotted(gold)}"
-    fig.suptitle(title, x=0.01, ha="left")
-    shades = np.where(table["advantage"] > 0, colour("grpo"), "#7A7A7A")
-    right.barh(range(len(table)), table["advantage"], color=shades, height=0.55)
-    for row, (_, rollout) in enumerate(table.iterrows()):
-        answer = prompts.parse(rollout["completion"])
-        think = re.sub(r"[^\x20-\u24ff]", "?", answer.think.strip())  # no glyphs
-        code = icd.dotted(answer.code) or "unusable"
-        paid = ", ".join(f"{name.removesuffix('_reward')} {rollout[name]:.2f}" for name in rewards)
-        look = {"va": "center", "size": 9, "parse_math": False}
-        left.text(0, row - 0.2, shortened(think or "(no reasoning)", 70), **look)
-        left.text(0, row + 0.18, f"→ {code}", weight="bold", **look)
-        left.text(1, row + 0.18, shortened(paid, 50), ha="right", color="#555555", **look)
-    left.set(ylim=(len(table) - 0.4, -0.6), xticks=[], yticks=[])
-    left.spines[:].set_visible(False)
-    reach = max(table["advantage"].abs().max(), 0.1)
-    right.axvline(0, color=INK, lw=1)
-    right.set(xlabel="advantage", xlim=(-1.1 * reach, 1.1 * reach))
-    if not table["advantage"].any():
-        right.set_title("no spread:\nnothing to learn")
-    return fig
 
 
 def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = None) -> Any:

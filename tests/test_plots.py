@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,7 @@ from matplotlib.text import Text
 
 matplotlib.use("Agg")
 
-from helpers import icd, metrics, plots
+from helpers import icd, metrics, plots, prompts
 from tests import notebook_code
 
 CODES = (
@@ -68,7 +69,8 @@ CODES = (
 )
 FIGURE_TEXT_AT_HALF_WIDTH = 8.0  # pixels, in a picture 500 pixels wide
 BOOT = {"n_boot": 20}  # enough for a picture
-SCOPE = {"np": np, "pd": pd, "icd": icd, "metrics": metrics, "plots": plots, "resampling": BOOT}
+SCOPE = {"np": np, "pd": pd, "re": re, "resampling": BOOT}
+SCOPE |= {"icd": icd, "metrics": metrics, "plots": plots, "prompts": prompts}
 
 
 def of_notebook(number: str, name: str):
@@ -77,6 +79,7 @@ def of_notebook(number: str, name: str):
 
 
 long_tail = of_notebook("01", "long_tail")
+rollout_group = of_notebook("04", "rollout_group")
 confused_pairs = of_notebook("06", "confused_pairs")
 pairs_figure = of_notebook("06", "pairs_figure")
 score_figure = of_notebook("06", "score_figure")
@@ -201,7 +204,7 @@ def rollouts(same: bool = False) -> Figure:
         "hierarchical_reward": [1, 0.4, 0, 1, 0.15, 0, 0.4, -0.5],
     }
     advantages = np.zeros(8) if same else np.linspace(-1.2, 1.7, 8)
-    return plots.rollout_group([*completions, "no tags $\\frac$"], rewards, advantages, "I2101")
+    return rollout_group([*completions, "no tags $\\frac$"], rewards, advantages, "I2101")
 
 
 def curve_of(*agreement: float) -> pd.DataFrame:
@@ -514,14 +517,14 @@ def test_rollout_group_sorts_by_advantage():
         f"because\n</think>\n<diagnosis>{c}</diagnosis>" for c in ("J18.9", "I21.01", "I21.02")
     ]
     rewards = {"format_reward": [1, 1, 1], "hierarchical_reward": [0.0, 1.0, 0.4]}
-    fig = plots.rollout_group(answers, rewards, [-1.0, 1.2, -0.2], "I2101")
+    fig = rollout_group(answers, rewards, [-1.0, 1.2, -0.2], "I2101")
     codes = [text for text in texts_of(fig) if text.startswith("→")]
     assert codes == ["→ I21.01", "→ I21.02", "→ J18.9"]
     assert "format 1.00, hierarchical 0.40" in texts_of(fig)
-    flat = plots.rollout_group(answers, {"r": [1, 1, 1]}, [0, 0, 0], "I2101")
+    flat = rollout_group(answers, {"r": [1, 1, 1]}, [0, 0, 0], "I2101")
     assert any("nothing to learn" in text for text in texts_of(flat))
     with pytest.raises(ValueError, match="same length"):
-        plots.rollout_group(answers, {"r": [1, 2]}, [0, 0, 0], "I2101")
+        rollout_group(answers, {"r": [1, 2]}, [0, 0, 0], "I2101")
 
 
 def test_live_plot_collects_headless_and_answers_every_event_of_the_trainer():

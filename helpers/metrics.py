@@ -13,8 +13,8 @@ estimate; halves need no rescaling (Shao & Wu, Annals of Statistics 17, 1989). T
 bootstrap repeats the lone cases of rare codes where a new sample would lose them, and so
 understates the spread: `python -m benchmarks.metrics` shows it.
 
-The functions below `outcomes` make the tidy tables that `plots` draws. Their `**boot` is n_boot and
-seed.
+`outcomes` and `chapter_differences` make the tidy tables that notebook 6 draws; `**boot` is n_boot
+and seed.
 
 Taught in notebook 6.
 """
@@ -336,16 +336,6 @@ def outcomes(cases: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     return table.assign(predicted=pd.Series(codes, table.index, object), kind=kinds)
 
 
-def mean_by(table: pd.DataFrame, by: list[str], value: str, **boot: int) -> pd.DataFrame:
-    """The mean of a column for each group of rows (subject_id says whose they are): by, value, low,
-    high, n."""
-    rows = []
-    for keys, part in table.groupby(by):
-        low, high = mean_interval(part[value], part["subject_id"], **boot)
-        rows.append([*keys, part[value].mean(), low, high, len(part)])
-    return pd.DataFrame(rows, columns=[*by, value, "low", "high", "n"])
-
-
 def chapter_differences(before: pd.DataFrame, after: pd.DataFrame, **boot: int) -> pd.DataFrame:
     """Full-code macro-F1 by chapter in two models' `outcomes`, and the paired difference with its
     interval.
@@ -476,12 +466,10 @@ def _interval(point: float, strays: Array, low: float = 0.0, high: float = 1.0) 
 
 def _plain(**numbers: Any) -> Report:
     """For JSON: numbers of Python, and None where one is not defined."""
-    values = {name: np.asarray(number).tolist() for name, number in numbers.items()}
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = [None if each != each else each for each in value]
-        elif value != value:
-            values[name] = None
+    values = {}
+    for name, number in numbers.items():
+        plain = [None if each != each else each for each in np.ravel(number).tolist()]
+        values[name] = plain if np.ndim(number) else plain[0]
     return values
 
 

@@ -1,10 +1,10 @@
-"""The pictures of the course: one style, one table of names and colours, chapters in the order of
-the classification.
+"""The pictures of the course: one style, one table of names and colours, and what is drawn of a
+training.
 
-A function takes a tidy table, mostly one that `metrics` made, and draws it; it computes nothing. It
-returns a Figure that pyplot does not know: as the last value of a cell it is shown once, and needs
-no closing. Figures are 7 inches wide and no text is below 8.2 points, so that all can be read at
-half the width of a page (500 pixels). Intervals are columns `low` and `high` of the table.
+A figure that one notebook alone draws stands in that notebook. A function takes a table and draws
+it; it computes nothing. It returns a Figure that pyplot does not know: as the last value of a cell
+it is shown once, and needs no closing. Figures are 7 inches wide and no text is below 8.2 points,
+so that all can be read at half the width of a page (500 pixels).
 
 Taught in notebook 6.
 """
@@ -27,8 +27,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-from helpers import icd
 
 
 class Name(NamedTuple):
@@ -248,46 +246,3 @@ def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = No
                 warnings.warn(f"live_plot: {type(error).__name__}: {error}", stacklevel=2)
 
     return LivePlot()
-
-
-# ------------------------------------------------------------------------------- scores and errors
-
-
-@styled
-def confusion(counts: pd.DataFrame, title: str, top: int = 22) -> Figure:
-    """Counts of true classes (rows) against predicted ones (columns; "–": no usable answer), shaded
-    by share of the row.
-
-    Right answers are purple, all others sand. Rows: the `top` most frequent true classes, in order;
-    answers of any other class are put together. `counts`: pd.crosstab of true and predicted
-    chapters, or codes.
-    """
-    import seaborn as sns
-
-    total = counts.sum(axis=1).nlargest(top).sort_index()
-    columns = [*total.index, "other", "–"]
-    others = counts.drop(columns=columns, errors="ignore").sum(axis=1)
-    counts = counts.assign(other=others).reindex(total.index, columns=columns, fill_value=0)
-    names = []
-    for row, n in total.items():
-        name = icd.title(row) if isinstance(row, str) else icd.chapter_short(row)
-        names.append(f"{shortened(f'{row} {name}', 38)} ({n})")
-    fig, ax = figure(1.7 + 0.25 * max(len(names), 4))
-    fig.suptitle(title, x=0.01, ha="left")
-    shares = counts.div(total, axis=0)
-    sns.heatmap(
-        shares.where(np.eye(*counts.shape, dtype=bool), -shares),
-        cmap=SHADES,
-        vmin=-1,
-        vmax=1,
-        annot=counts.astype(str).mask(counts == 0, ""),
-        fmt="",
-        annot_kws={"size": TINY},
-        linewidths=0.5,
-        linecolor="#EEEEEE",
-        cbar=False,
-        yticklabels=names,
-        ax=ax,
-    )
-    ax.tick_params(labelsize=9)
-    return fig

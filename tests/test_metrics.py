@@ -541,12 +541,14 @@ def test_agreement_and_accuracy_by_group() -> None:
             "right": [True, False, True, True, False],
         }
     )
-    curve = metrics.mean_by(table, ["agreement"], "right")
+    scope = {"pd": pd, "metrics": metrics, "resampling": {"n_boot": 0}}
+    mean_by = notebook_code.function("06", "mean_by", **scope)
+    curve = mean_by(table, ["agreement"], "right")
     assert curve[["agreement", "right", "n"]].values.tolist() == [
         [0.5, 0.5, 2],
         [1, pytest.approx(2 / 3), 3],
     ]
-    two = metrics.mean_by(table.assign(model="sft"), ["model", "agreement"], "right", n_boot=0)
+    two = mean_by(table.assign(model="sft"), ["model", "agreement"], "right")
     assert two.columns.tolist() == ["model", "agreement", "right", "low", "high", "n"]
     assert two["low"].isna().all()
 

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -69,7 +70,7 @@ CODES = (
 )
 FIGURE_TEXT_AT_HALF_WIDTH = 8.0  # pixels, in a picture 500 pixels wide
 BOOT = {"n_boot": 20}  # enough for a picture
-SCOPE = {"np": np, "pd": pd, "re": re, "resampling": BOOT}
+SCOPE = {"np": np, "pd": pd, "re": re, "sns": sns, "resampling": BOOT}
 SCOPE |= {"icd": icd, "metrics": metrics, "plots": plots, "prompts": prompts}
 
 
@@ -87,6 +88,8 @@ how_far_up = of_notebook("06", "how_far_up")
 tree_figure = of_notebook("06", "tree_figure")
 chapters_figure = of_notebook("06", "chapters_figure")
 agreement_figure = of_notebook("06", "agreement_figure")
+mean_by = of_notebook("06", "mean_by")
+confusion_figure = of_notebook("06", "confusion_figure")
 
 
 def cases_of(n: int = 700, seed: int = 0, codes: tuple[str, ...] = CODES) -> pd.DataFrame:
@@ -212,7 +215,7 @@ def curve_of(*agreement: float) -> pd.DataFrame:
     share = rng.choice(agreement, 200)
     table = pd.DataFrame({"subject_id": range(200), "agreement": share})
     table["right"] = rng.random(200) < share
-    return metrics.mean_by(table, ["agreement"], "right", **BOOT)
+    return mean_by(table, ["agreement"], "right")
 
 
 FIGURES = {
@@ -228,11 +231,11 @@ FIGURES = {
     "score_figure": lambda c, t: score_figure(scores_of(t), CEILING),
     "score_figure, no ceiling": lambda c, t: score_figure(scores_of(t)),
     "tree_figure": lambda c, t: tree_figure(how_far_up(t)),
-    "confusion, chapters": lambda c, t: plots.confusion(crossed(t["sft"], "chapter"), "Chapters"),
-    "confusion, categories": lambda c, t: plots.confusion(
+    "confusion, chapters": lambda c, t: confusion_figure(crossed(t["sft"], "chapter"), "Chapters"),
+    "confusion, categories": lambda c, t: confusion_figure(
         crossed(t["sft"], "category", 9), "Circulatory", 5
     ),
-    "confusion, nothing usable": lambda c, t: plots.confusion(
+    "confusion, nothing usable": lambda c, t: confusion_figure(
         crossed(t["base"], "chapter"), "Chapters"
     ),
     "pairs_figure": lambda c, t: pairs_figure(confused_pairs(t["sft"])),
@@ -399,7 +402,7 @@ def test_one_colour_for_a_model_and_its_variants_and_one_of_its_own_for_an_arm()
 def test_errors_never_wear_the_colour_of_right(tables):
     """In the matrix a right answer is purple (more blue than red), any other one sand."""
     counts = crossed(tables["sft"], "chapter")
-    fig = plots.confusion(counts, "Chapters")
+    fig = confusion_figure(counts, "Chapters")
     fig.draw_without_rendering()
     cells = fig.axes[0].collections[0].get_facecolors().reshape(len(counts), -1, 4)
     right = np.eye(*cells.shape[:2], dtype=bool)
@@ -416,7 +419,7 @@ def test_errors_never_wear_the_colour_of_right(tables):
 
 def test_the_matrix_holds_every_case_once(tables):
     counts = crossed(tables["sft"], "category", 9)
-    fig = plots.confusion(counts, "Circulatory", top=3)
+    fig = confusion_figure(counts, "Circulatory", top=3)
     numbers = [int(t.get_text()) for t in fig.axes[0].texts if t.get_text()]
     ticks = [t.get_text() for t in fig.axes[0].get_xticklabels()]
     biggest = counts.sum(axis=1).nlargest(3)
@@ -464,7 +467,7 @@ def test_a_difference_is_filled_where_its_interval_excludes_zero_and_few_cases_h
 
 def test_the_figure_of_agreement_prints_the_expected_calibration_error():
     table = pd.DataFrame({"subject_id": range(5), "agreement": [0.5, 0.5, 1, 1, 1]})
-    curve = metrics.mean_by(table.assign(right=[1, 0, 1, 1, 0]), ["agreement"], "right")
+    curve = mean_by(table.assign(right=[1, 0, 1, 1, 0]), ["agreement"], "right")
     title = agreement_figure(curve).axes[0].get_title(loc="left")
     assert "20 points apart, over 5 cases" in title  # (2 · 0 + 3 · 1/3) / 5
 
@@ -477,7 +480,7 @@ def test_a_single_code_and_a_single_case_are_drawn():
     figures = [
         long_tail(cases),
         tree_figure(how_far_up(tables)),
-        plots.confusion(crossed(outcomes, "chapter"), ""),
+        confusion_figure(crossed(outcomes, "chapter"), ""),
         pairs_figure(confused_pairs(outcomes)),
         chapters_figure(metrics.chapter_differences(outcomes, outcomes)),
         score_figure({"sft": metrics.report(["I10"], ["I10"])}),

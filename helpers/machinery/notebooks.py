@@ -452,15 +452,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     for name in (signal.SIGINT, signal.SIGTERM):  # a shell starts a background job without SIGINT
         signal.signal(name, signal.default_int_handler)
+    commands = {
+        "run": lambda: run(chosen.only),
+        "script": lambda: script(chosen.notebook),
+        "table": print_table,
+        "report": lambda: print(write_report()),
+    }
     try:
-        if chosen.command == "run":
-            run(chosen.only)
-        elif chosen.command == "script":
-            script(chosen.notebook)
-        elif chosen.command == "table":
-            print_table()
-        else:
-            print(write_report())
+        commands[chosen.command]()
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """Writes a synthetic hospital: patients of the casebook as raw files in MIMIC-IV's format.
 
-`python -m helpers.hospital OUT_DIR --admissions N --seed S`
+`python -m helpers.hospital OUT_DIR --admissions N --seed S --reading R`
 
 Taught in notebook 1.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import icd
-from helpers.casebook import casebook, draw_note, prior_given
+from helpers.casebook import casebook, draw_note, language, prior_given
 
 TYPO = 0.004  # per word
 # What becomes of the records of an admission, and of how many: the disorder of the real thing.
@@ -47,6 +47,7 @@ INSTRUCTIONS = _WORDS["instructions"]
 PERSON = _WORDS["person"]
 ICD9 = _WORDS["icd9"]
 ADMISSION = _WORDS["admission"]
+NO_RESULTS = "labs within normal limits"
 # Sections of a summary in their order, up to the discharge
 LAYOUT = (
     "cc",
@@ -64,6 +65,7 @@ LAYOUT = (
 )
 # What a note was written from: it goes with a note that is copied
 NOTED = ["code", "sex", "complaint", "drawn", "present", "denied", "missing", "author"]
+READ = ["blocks", "reading"]  # and with reading above 0
 NOTE_COLUMNS = [
     "note_id",
     "subject_id",
@@ -80,13 +82,21 @@ Row = dict[str, Any]
 
 
 def write(
-    out_dir: str | Path, *, admissions: int = 6000, seed: int = 0, full: bool = False
+    out_dir: str | Path,
+    *,
+    admissions: int = 6000,
+    seed: int = 0,
+    reading: float = 0.0,
+    full: bool = False,
 ) -> Path:
     """Write a hospital as raw MIMIC-IV files (`hosp/`, `note/`, gzip) with `truth/` beside them.
 
     The same seed gives the same bytes. The records have the disorder of the real thing: FATES.
+    `reading`, from 0 to 1: how much must be read, not only counted (see `casebook`).
     Written aside and renamed when whole. Raises ValueError for a folder that holds anything else.
     """
+    if not 0 <= reading <= 1:
+        raise ValueError(f"reading must be from 0 to 1, not {reading}.")
     if admissions < 1:
         raise ValueError(f"admissions must be at least 1, not {admissions}.")
     out = Path(out_dir)
@@ -95,7 +105,7 @@ def write(
             f"{out} holds files that are no synthetic hospital: choose another folder, "
             "nothing was overwritten."
         )
-    rows = draw(admissions, seed)
+    rows = draw(admissions, seed, reading)
     texts = summaries(rows, seed, full=full)
     stays = _stays(rows, texts, np.random.default_rng([seed, 3]))
     diagnoses = _diagnoses(stays)
@@ -110,7 +120,9 @@ def write(
         "admissions": admissions,
         "seed": seed,
         "full": full,
+        "reading": reading,
         "casebook_sha256": casebook().sha256,
+        "language_sha256": language.sha256(),
     }
     part = out.with_name(out.name + ".part")
     for folder in ("hosp", "note", "truth"):
@@ -119,7 +131,7 @@ def write(
     for name, table in tables.items():
         path = part / f"{name}.csv.gz"
         table.to_csv(path, index=False, lineterminator="\n", compression=compression)
-    truth = stays[["subject_id", "hadm_id", *NOTED]]
+    truth = stays[["subject_id", "hadm_id", *NOTED, *(READ if reading else ())]]
     truth.to_parquet(part / "truth/findings.parquet", index=False)
     (part / "truth/manifest.json").write_text(json.dumps(manifest, indent=1))
     if out.exists():
@@ -127,7 +139,7 @@ def write(
     return part.rename(out)
 
 
-def draw(admissions: int, seed: int) -> list[Row]:
+def draw(admissions: int, seed: int, reading: float = 0.0) -> list[Row]:
     """Draw patients and their admissions, what they have, and what the author writes of it.
 
     Dicts of subject_id, hadm_id, code (dotted), sex, age, author (0 to 3), and what
@@ -137,7 +149,7 @@ def draw(admissions: int, seed: int) -> list[Row]:
     rows = _draw_admissions(admissions, rng)
     spins = rng.random((len(rows), casebook().slot.max() + 1))
     for row, spin in zip(rows, spins, strict=True):
-        row |= draw_note(row["code"], spin, rng)
+        row |= draw_note(row["code"], spin, rng, reading)
         row["author"] = rng.integers(4)
     return rows
 
@@ -192,18 +204,11 @@ def _summary(row: Row, rng: random.Random, full: bool) -> str:
     entry = book.entries[row["code"]]
     author = row["author"]
     title = icd.title(row["code"])
-    phrases: dict[str, list[str]] = defaultdict(list)  # by section
-    for name in rng.sample(row["present"], len(row["present"])):
-        finding = book.findings[name]
-        phrases[finding["section"]].append(rng.choice(finding["phrases"]))
-    denials = [rng.choice(book.findings[name]["denied"]) for name in row["denied"]]
     events = " ".join(event.rstrip(".") + "." for event in entry["course"])
-    bodies = {section: _listed(section, phrases[section], author) for section in NOTHING}
+    bodies = _told(row, rng) if row.get("reading") else _enumerated(row, rng)
     bodies |= {
         "cc": row["complaint"] or "",
-        "hpi": _history(row, phrases, ", ".join(denials)),
         "exam_later": "VS stable, feeling better, ambulating",
-        "results": "; ".join(phrases["ed"]) or "labs within normal limits",
         "course": f"Patient was admitted with {title[0].lower()}{title[1:]}. {events}",
         "meds_later": _numbered(entry["discharge_meds"]),
         "instructions": INSTRUCTIONS.format(**PERSON[row["sex"]]),
@@ -238,15 +243,38 @@ def _summary(row: Row, rng: random.Random, full: bool) -> str:
     return _typos("\n \n".join(parts), rng) + "\n"
 
 
-def _history(row: Row, phrases: dict[str, list[str]], denials: str) -> str:
-    """The present illness: who comes with what, what is denied, what was found on arrival."""
-    findings = ", ".join(phrases["hpi"]) or row["complaint"] or "feeling unwell"
-    text = OPENING[row["author"]].format(findings=findings, **PERSON[row["sex"]])
+def _enumerated(row: Row, rng: random.Random) -> dict[str, str]:
+    """The sections of a note that lists its findings, and the results."""
+    book = casebook()
+    phrases: dict[str, list[str]] = defaultdict(list)  # by section
+    for name in rng.sample(row["present"], len(row["present"])):
+        finding = book.findings[name]
+        phrases[finding["section"]].append(rng.choice(finding["phrases"]))
+    denials = ", ".join(rng.choice(book.findings[name]["denied"]) for name in row["denied"])
+    story = _opening(row, ", ".join(phrases["hpi"]))
     if denials:
-        text += f" {denials[0].upper()}{denials[1:]}."
+        story += f" {denials[0].upper()}{denials[1:]}."
     if phrases["ed"]:
-        text += ARRIVAL[row["author"]].format(findings=", ".join(phrases["ed"]))
-    return text
+        story += ARRIVAL[row["author"]].format(findings=", ".join(phrases["ed"]))
+    results = "; ".join(phrases["ed"]) or NO_RESULTS
+    bodies = {section: _listed(section, phrases[section], row["author"]) for section in NOTHING}
+    return bodies | {"hpi": story, "results": results}
+
+
+def _opening(row: Row, findings: str) -> str:
+    """Who comes with what."""
+    findings = findings or row["complaint"] or "feeling unwell"
+    return OPENING[row["author"]].format(findings=findings, **PERSON[row["sex"]])
+
+
+def _told(row: Row, rng: random.Random) -> dict[str, str]:
+    """The sections of a note that must be read, and the results."""
+    told = language.sentences(row, casebook().findings, rng)
+    opening = _opening(row, " and ".join(told.pop("opening")))
+    results = " ".join(told["ed"]) or NO_RESULTS
+    told["hpi"] = [opening, *told["hpi"], *told.pop("ed")]
+    bodies = {section: " ".join(texts) or NOTHING[section] for section, texts in told.items()}
+    return bodies | {"results": results}
 
 
 def _listed(section: str, phrases: list[str], author: int) -> str:
@@ -285,7 +313,7 @@ def _stays(rows: list[Row], texts: list[str], rng: np.random.Generator) -> pd.Da
     previous: Row = {"subject_id": None}
     for number, (row, text, fate) in enumerate(zip(rows, texts, fates, strict=True)):
         if row["subject_id"] == previous["subject_id"] and fate.startswith("copied"):
-            row |= {key: previous[key] for key in NOTED}
+            row |= {key: previous[key] for key in [*NOTED, *READ] if key in previous}
             text = previous["text"]
             if fate == "copied with a remark":
                 text = _PATIENT.sub(r"\g<0> seen here before", text, count=1)
@@ -361,6 +389,7 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--admissions", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reading", type=float, default=0.0, help="0: count words; 1: read")
     parser.add_argument("--full", action="store_true", help="notes of about 1,500 words")
     options = parser.parse_args()
     print(write(**vars(options)))

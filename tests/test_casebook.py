@@ -237,7 +237,7 @@ def test_posterior_agrees_with_a_plain_loop_over_bayes_rule() -> None:
                     continue
                 there = BOOK.p_finding[c, members].sum()
                 stated = [j for j in members if BOOK.names[j] in row["present"]]
-                deny = casebook.DENY if BOOK.deniable[members].any() else 0.0
+                deny = BOOK.deny[members].sum()
                 if stated:
                     p *= BOOK.p_finding[c, stated[0]] * casebook.MENTION
                 elif BOOK.names[members[0]] in row["denied"]:

@@ -8,6 +8,11 @@ whole sections, whatever the diagnosis. Phrasing, style, typos, hidden ages and 
 after admission say nothing more about the diagnosis. So P(code | what the text shows) is exact: see
 `posterior`.
 
+`reading`, from 0 to 1, is how much must be read. Above 0 a note has *blocks*: findings of somebody
+else, of another time, not confirmed, or copied. They are drawn as a patient with another diagnosis,
+the *mimic*, would show them, and written in the same phrases. It also denies more, and writes some
+findings by a relation ("EF was 60% and is now 25%"; see `language`).
+
 Taught in notebooks 1 and 5.
 """
 
@@ -16,19 +21,29 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
 
 from helpers import icd
+from helpers.casebook import language
 
 MENTION = 0.8  # P(the note states a finding that is there)
 DENY = 0.07  # P(the note denies a finding that is absent), where the casebook has words for it
+DENY_MORE = 0.13  # added to it at reading 1, for findings that are denied by their noun
+DENY_RELATED = {"ed": 0.15, "hpi": 0.03}  # at reading 1, of findings denied by a relation alone
+BLOCK_MENTION = 0.6  # P(a block states a finding that its mimic has)
+BLOCKS = (0, 0.25, 0.5, 0.25)  # P(0, 1, 2, 3 blocks), at reading 1
+# P(the mimic is a sibling, of the same chapter, any other); where there is none, the next of these
+MIMICS = (0.15, 0.25, 0.6)
 BACKGROUND = 0.0008  # default probability of a finding that a diagnosis does not list
 LEAST_BACKGROUND = 1e-5  # no diagnosis excludes a finding
 LEAST_COMPLAINT = 1e-4  # nor a complaint
@@ -58,7 +73,8 @@ class Casebook:
     codes [C] with dots; prior [C]; male [C] P(man | code); age [C, 2] mean and standard deviation;
     names [F] ids of findings, and index, their positions; p_finding [C, F] P(finding | code);
     slot [F] number of its slot; low [C, F] where its arc begins on the wheel of its slot (see
-    `draw_note`); section [F]; deniable [F] whether a note can deny it;
+    `draw_note`); section [F]; deny, deny_more [F] P(an absent finding is denied) at reading 0, and
+    what reading 1 adds; mimic [C, C] P(mimic | code);
     p_complaint [C, M] P(complaint | code); entries and findings: raw records by code and by id.
     """
 
@@ -72,7 +88,9 @@ class Casebook:
     slot: np.ndarray
     low: np.ndarray
     section: np.ndarray
-    deniable: np.ndarray
+    deny: np.ndarray
+    deny_more: np.ndarray
+    mimic: np.ndarray
     complaints: tuple[str, ...]
     p_complaint: np.ndarray
     entries: Records
@@ -84,7 +102,8 @@ class Casebook:
 class Shown:
     """What one admission note shows.
 
-    Ids of findings stated and denied, sections left out, complaint and sex.
+    Ids of findings stated and denied, sections left out, complaint and sex; of each block the frame
+    and the ids; and how much must be read in its hospital.
     """
 
     present: tuple[str, ...]
@@ -92,6 +111,15 @@ class Shown:
     missing: tuple[str, ...] = ()
     complaint: str | None = None
     sex: str | None = None
+    blocks: Sequence[Block] = ()
+    reading: float = 0.0
+
+
+class Block(TypedDict):
+    """Findings that are not the patient's own and present: in which frame, and which."""
+
+    frame: str
+    findings: Sequence[str]
 
 
 class Mention(NamedTuple):
@@ -131,9 +159,14 @@ def casebook() -> Casebook:
     for number in range(slot.max() + 1):
         members = np.flatnonzero(slot == number)
         low[:, members[1:]] = p_finding[:, members[:-1]].cumsum(axis=1)
+    prior = weight / weight.sum()
+    section = signs["section"].to_numpy(str)
+    deniable = alone & signs["denied"].notna().to_numpy()
+    by_noun = np.isin(names, list(language.RULES["nouns"]))
+    related = alone & ~deniable & np.isin(names, list(language.relations()["denied"]))
     return Casebook(
         codes=codes,
-        prior=weight / weight.sum(),
+        prior=prior,
         male=diagnoses["male"].to_numpy(float),
         age=np.array(diagnoses["age"].tolist(), float),
         names=names,
@@ -141,8 +174,10 @@ def casebook() -> Casebook:
         p_finding=p_finding,
         slot=slot,
         low=low,
-        section=signs["section"].to_numpy(str),
-        deniable=alone & signs["denied"].notna().to_numpy(),
+        section=section,
+        deny=DENY * deniable,
+        deny_more=DENY_MORE * by_noun + related * signs["section"].map(DENY_RELATED).fillna(0.0),
+        mimic=_mimics(codes, prior),
         complaints=complaints,
         p_complaint=p_complaint / p_complaint.sum(1, keepdims=True),
         entries=entries,
@@ -161,25 +196,28 @@ def prior_given(sex: str, age: float) -> np.ndarray:
     return weight / weight.sum()
 
 
-def draw_note(code: str, spins: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def draw_note(
+    code: str, spins: np.ndarray, rng: np.random.Generator, reading: float = 0.0
+) -> dict[str, Any]:
     """Draw what a patient with this code has, and what the author writes of it.
 
     Each slot is a wheel of circumference 1 that is spun once; `spins` [S], uniform in [0, 1), says
     where the wheels stop. A finding owns the arc [low, low + p) of its wheel. The findings of a
     slot lie side by side on it, so at most one of them comes up; the rest of it stands for none.
-    Gives complaint (None if left out), findings drawn, present and denied, and missing sections.
+    Gives complaint (None if left out), findings drawn, present and denied, and missing sections;
+    with reading above 0 also reading, and blocks.
     """
     book = casebook()
     row = book.codes.index(code)
-    low = book.low[row]
-    stop = spins[book.slot]
-    drawn = (low <= stop) & (stop < low + book.p_finding[row])
+    drawn = _drawn(row, spins)
     missing = [section for section, p in MISSING.items() if rng.random() < p]
     visible = ~np.isin(book.section, missing)
     present = drawn & visible & (rng.random(len(drawn)) < MENTION)
-    denied = book.deniable & ~drawn & visible & (rng.random(len(drawn)) < DENY)
+    p_denied = book.deny + reading * book.deny_more
+    denied = ~drawn & visible & (rng.random(len(drawn)) < p_denied)
     complaint = rng.choice(book.complaints, p=book.p_complaint[row])
-    return {
+    more = {"reading": reading, "blocks": _draw_blocks(row, reading, rng)} if reading else {}
+    return more | {
         "complaint": None if "cc" in missing else str(complaint),
         "drawn": list(compress(book.names, drawn)),
         "present": list(compress(book.names, present)),
@@ -188,14 +226,41 @@ def draw_note(code: str, spins: np.ndarray, rng: np.random.Generator) -> dict[st
     }
 
 
+def _drawn(row: int, spins: np.ndarray) -> np.ndarray:
+    """Which findings come up, [F], for the code in this row."""
+    book = casebook()
+    low = book.low[row]
+    stop = spins[book.slot]
+    return (low <= stop) & (stop < low + book.p_finding[row])
+
+
+def _draw_blocks(row: int, reading: float, rng: np.random.Generator) -> list[Block]:
+    """Blocks of the note of a patient with the code in this row; none is empty."""
+    book = casebook()
+    frames = language.FRAMES
+    weights = [frame["weight"] for frame in frames.values()]
+    blocks = []
+    for _ in range(rng.binomial(rng.choice(len(BLOCKS), p=BLOCKS), reading)):
+        kind = str(rng.choice(list(frames), p=weights))
+        inside = np.isin(book.section, frames[kind]["sections"])
+        shown = np.zeros(len(book.names), bool)
+        while not shown.any():
+            mimic = rng.choice(len(book.codes), p=book.mimic[row])
+            drawn = _drawn(mimic, rng.random(book.slot.max() + 1))
+            shown = drawn & inside & (rng.random(len(drawn)) < BLOCK_MENTION)
+        names = rng.permutation(np.array(book.names)[shown])
+        blocks.append(Block(frame=kind, findings=names.tolist()))
+    return blocks
+
+
 def posterior(shown: Shown) -> np.ndarray:
     """P(code | what the text shows), [C], exact under the generator's model.
 
     Naive Bayes: the log prior, plus a log-likelihood for each slot of the sections that are there,
-    for the complaint and for the sex.
+    for the complaint, for the sex, and for each block: a sum over what it may mimic.
     """
     book = casebook()
-    table = log_likelihoods()
+    table = log_likelihoods(shown.reading)
     by_slot = table.silent.copy()
     for name in shown.denied:
         slot = book.slot[book.index[name]]
@@ -212,8 +277,23 @@ def posterior(shown: Shown) -> np.ndarray:
         p_sex = book.male if shown.sex == "M" else 1 - book.male
         with np.errstate(divide="ignore"):  # log 0: some diagnoses are of one sex
             log_p += np.log(p_sex)
+    for block in shown.blocks:
+        log_p += _log_block(block)
     weights = np.exp(log_p - log_p.max())
     return weights / weights.sum()
+
+
+def _log_block(block: Block) -> np.ndarray:
+    """log P(a block of this frame shows these findings | code), [C], up to a constant."""
+    book = casebook()
+    table = _block_likelihoods(block["frame"])
+    log_p = table.silent.sum(axis=1)
+    for name in block["findings"]:
+        finding = book.index[name]
+        log_p = log_p + table.stated[:, finding] - table.silent[:, book.slot[finding]]
+    p_given_code = book.mimic @ np.exp(log_p - log_p.max())
+    p_something = 1 - book.mimic @ np.exp(table.silent.sum(axis=1))
+    return np.log(p_given_code / p_something)
 
 
 def evidence(code: str, spans: dict[str, str], most: int) -> tuple[list[str], str]:
@@ -253,14 +333,20 @@ def ideal_reader(data_dir: str | Path) -> pd.DataFrame:
         )
     book = casebook()
     manifest = json.loads(path.with_name("manifest.json").read_text())
-    if manifest["casebook_sha256"] != book.sha256:
+    made_from = [manifest["casebook_sha256"]]
+    known = [book.sha256]
+    if manifest.get("reading"):
+        made_from.append(manifest["language_sha256"])
+        known.append(language.sha256())
+    if made_from != known:
         raise ValueError(
             f"{path} was made from another casebook. "
             f"Delete {data_dir} and run 01_data_preparation again."
         )
     truth = pd.read_parquet(path)
-    notes = truth[["present", "denied", "missing", "complaint", "sex"]].itertuples(index=False)
-    posteriors = np.stack([posterior(Shown(*note)) for note in notes])
+    columns = [field.name for field in fields(Shown) if field.name in truth]
+    shown = [Shown(**note) for note in truth[columns].to_dict("records")]
+    posteriors = np.stack([posterior(note) for note in shown])
     result = pd.DataFrame(index=truth["hadm_id"])
     levels = {"full": icd.normalise, "category": icd.category, "chapter": icd.chapter}
     for level, group_of in levels.items():
@@ -292,10 +378,10 @@ def read_findings(text: str) -> list[Mention]:
     return mentions
 
 
-def read(note: str) -> tuple[Shown, dict[str, str]]:
-    """What an admission note shows to a reader of phrases, and finding -> its words in the note.
+def read(note: str, reading: float = 0.0) -> tuple[Shown, dict[str, str]]:
+    """What an admission note shows to a reader, and finding -> its words in the note.
 
-    `note` has the layout of `notes.admission_note`.
+    `note` has the layout of `notes.admission_note`. Of what is in a frame only `blocks` tells.
     """
     book = casebook()
     lines = dict(line.partition(": ")[::2] for line in note.split("\n"))
@@ -304,10 +390,14 @@ def read(note: str) -> tuple[Shown, dict[str, str]]:
     story = note.replace(f"CC: {lines['CC']}", "", 1) if complaint else note
     spans: dict[str, str] = {}
     denials = set()
-    for finding, present, start, end in read_findings(story):
-        if present:
+    framed: dict[tuple[int, str], list[str]] = defaultdict(list)
+    deniable = book.deny + reading * book.deny_more > 0
+    for (finding, present, start, end), clause in in_clauses(story, reading):
+        if clause.state in language.FRAMES:
+            framed[clause.sentence, clause.state].append(finding)
+        elif present and clause.state != language.DENIAL:
             spans.setdefault(finding, story[start:end])
-        elif book.deniable[book.index[finding]]:
+        elif deniable[book.index[finding]]:
             denials.add(finding)
     sex = None
     if _MAN.search(story):
@@ -315,7 +405,38 @@ def read(note: str) -> tuple[Shown, dict[str, str]]:
     elif _WOMAN.search(story):
         sex = "F"
     denials -= set(spans)
-    return Shown(tuple(spans), tuple(denials), missing, complaint, sex), spans
+    blocks = [Block(frame=kind, findings=names) for (_, kind), names in framed.items()]
+    return Shown(tuple(spans), tuple(denials), missing, complaint, sex, blocks, reading), spans
+
+
+def in_clauses(text: str, reading: float) -> list[tuple[Mention, language.Clause]]:
+    """The phrases of a text, each with the clause that it stands in."""
+    mentions = read_findings(text)
+    parts = [language.Clause(0, len(text), "", 0)]
+    if reading:
+        stated = [(mention.start, mention.end) for mention in mentions if mention.present]
+        parts = language.clauses(text, stated)
+    ends = [part.end for part in parts]
+    return [(mention, parts[bisect_right(ends, mention.start)]) for mention in mentions]
+
+
+def _mimics(codes: tuple[str, ...], prior: np.ndarray) -> np.ndarray:
+    """P(mimic | code), [C, C]: a sibling, one of the same chapter, or any other, by MIMICS."""
+    category = np.array([icd.category(code) for code in codes])
+    chapter = np.array([icd.chapter(code) for code in codes])
+    same_category = category[:, None] == category
+    same_chapter = chapter[:, None] == chapter
+    itself = np.eye(len(codes), dtype=bool)
+    groups = (same_category & ~itself, same_chapter & ~same_category, ~same_category)
+    result = np.zeros(itself.shape)
+    passed_on = np.zeros(len(codes))  # the share of a group that has no member
+    for share, group in zip(MIMICS, groups, strict=True):
+        weights = group * prior
+        total = weights.sum(axis=1)
+        passed_on += share
+        result += weights * (passed_on / np.where(total, total, 1))[:, None]
+        passed_on = np.where(total, 0, passed_on)
+    return result
 
 
 def _records() -> tuple[Records, Records, str]:
@@ -343,23 +464,34 @@ class _LogLikelihoods(NamedTuple):
     section: np.ndarray  # [S]
 
 
-@lru_cache(maxsize=1)
-def log_likelihoods() -> _LogLikelihoods:
+@lru_cache(maxsize=8)
+def log_likelihoods(reading: float = 0.0) -> _LogLikelihoods:
     """Computed once: a note then costs a few additions, not a loop over slots."""
     book = casebook()
     slot = book.slot
     _, first = np.unique(slot, return_index=True)
-    deniable = np.bincount(slot, weights=book.deniable) > 0
-    p_denied = np.where(deniable, DENY, 0.0)
+    p_denied = np.bincount(slot, weights=book.deny + reading * book.deny_more)
     p_any = np.stack([np.bincount(slot, weights=row) for row in book.p_finding])
     p_none = 1 - p_any
     p_silent = p_any * (1 - MENTION) + p_none * (1 - p_denied)
     return _LogLikelihoods(
         stated=np.log(book.p_finding * MENTION),
         silent=np.log(p_silent),
-        denied=np.log(np.where(deniable, p_none * DENY, p_none)),
+        denied=np.log(np.where(p_denied > 0, p_none * p_denied, p_none)),
         section=book.section[first],
     )
+
+
+@lru_cache(maxsize=8)
+def _block_likelihoods(kind: str) -> _LogLikelihoods:
+    """The same for a block of this frame, given its mimic; nothing is denied in one."""
+    book = casebook()
+    _, first = np.unique(book.slot, return_index=True)
+    section = book.section[first]
+    p_any = np.stack([np.bincount(book.slot, weights=row) for row in book.p_finding])
+    inside = np.isin(section, language.FRAMES[kind]["sections"])
+    silent = np.log(1 - p_any * BLOCK_MENTION * inside)
+    return _LogLikelihoods(np.log(book.p_finding * BLOCK_MENTION), silent, silent, section)
 
 
 class _Phrase(NamedTuple):
@@ -374,10 +506,11 @@ class _Phrase(NamedTuple):
 def _lexicon() -> dict[str, list[_Phrase]]:
     """First word -> phrases that begin with it, longest first."""
     phrases = []
+    related = language.relations()
     for name, record in casebook().findings.items():
-        for text in record.get("denied", ()):
+        for text in [*record.get("denied", ()), *related["denied"].get(name, ())]:
             phrases.append(_Phrase(text.lower(), name, False))
-        for text in record["phrases"]:
+        for text in [*record["phrases"], *related["stated"].get(name, ())]:
             phrases.append(_Phrase(text.lower(), name, True))
     phrases.sort(key=lambda phrase: -len(phrase.text))
     lexicon: dict[str, list[_Phrase]] = {}

@@ -155,8 +155,9 @@ def compare(a: str, b: str, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFram
     here.
     """
     import pandas as pd
+    from IPython.display import display
 
-    from helpers import metrics
+    from helpers import metrics, plots
 
     cases = pd.read_parquet(need("cases") / "cases.parquet")
     rows = []
@@ -164,7 +165,9 @@ def compare(a: str, b: str, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFram
         folders = [path(f"{stage}@{experiment}") for experiment in (a, b)]
         if not all(store.is_whole(folder) for folder in folders):
             continue
-        _show_curves(stage, dict(zip((a, b), folders, strict=True)))
+        logs = [pd.read_csv(folder / "training_log.csv") for folder in folders]
+        curve = "loss" if stage == "sft" else "reward"
+        display(plots.compared_curves(dict(zip((a, b), logs, strict=True)), curve))
         tables = [_answers_of(stage, experiment, cases) for experiment in (a, b)]
         test = cases[cases["hadm_id"].isin(tables[0]["hadm_id"])].reset_index(drop=True)
         codes = []
@@ -210,13 +213,3 @@ def _answers_of(stage: str, experiment: str, cases: pd.DataFrame) -> pd.DataFram
         adapter=path(f"{stage}@{experiment}"),
         batch_size=settings.get("batch_size"),
     )
-
-
-def _show_curves(stage: str, folders: dict[str, Path]) -> None:
-    import pandas as pd
-    from IPython.display import display
-
-    from helpers import plots
-
-    logs = {name: pd.read_csv(folder / "training_log.csv") for name, folder in folders.items()}
-    display(plots.compared_curves(logs, "loss" if stage == "sft" else "reward"))

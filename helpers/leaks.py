@@ -13,6 +13,7 @@ from typing import Any
 from helpers import icd
 
 SHINGLE = 8  # consecutive words
+EXAMPLES = 5
 NOT_IN_TITLES = ("unspecified", "nos", "other", "specified")
 WORD = re.compile(r"[a-z0-9]+")
 ITEM = re.compile(r"\d{1,2}[.)] *(?=\D)")  # the number of an item in a list
@@ -29,13 +30,13 @@ EXAM = re.compile(r"(physical )?(exam|examination|pe)\b")  # not the neurologic 
 
 
 def leak_audit(
-    cases: Iterable[Mapping[str, Any]], *, shingle: int = SHINGLE, examples: int = 5
+    cases: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """How often later text, or the title of the gold code, stands in the notes.
 
     cases: records with `note`, and `text` (the whole discharge summary) or `code` or both. To audit
     the state before extraction, pass the summary as `note` too. All in lower-case words:
-    - A note holds later text if `shingle` consecutive words of it, or a whole shorter line of two
+    - A note holds later text if SHINGLE consecutive words of it, or a whole shorter line of two
       words and more ("Acute appendicitis"), stand below a later heading of the summary and nowhere
       above one. A passage copied from the present illness is therefore no leak.
     - A note holds the gold title if the title's words, without "unspecified" and the like, stand
@@ -54,23 +55,19 @@ def leak_audit(
             )
         note = _words(case["note"] if isinstance(case["note"], str) else "")
         if isinstance(case.get("text"), str):
-            passage = _later_passage(note, case["text"], shingle)
+            passage = _later_passage(note, case["text"])
             hits["later_text"].append({"hadm_id": case.get("hadm_id"), "found": passage})
         if isinstance(case.get("code"), str):
             passage = _title_in(note, case["code"])
             hits["gold_title"].append({"hadm_id": case.get("hadm_id"), "found": passage})
-    return {"notes": number} | {kind: _summary(rows, examples) for kind, rows in hits.items()}
+    return {"notes": number} | {kind: _summary(rows) for kind, rows in hits.items()}
 
 
-def _summary(rows: list[dict[str, Any]], examples: int) -> dict[str, Any]:
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     leaks = [row for row in rows if row["found"]]
     share = len(leaks) / len(rows) if rows else None
-    return {
-        "checked": len(rows),
-        "count": len(leaks),
-        "share": share,
-        "examples": leaks[:examples],
-    }
+    examples = leaks[:EXAMPLES]
+    return {"checked": len(rows), "count": len(leaks), "share": share, "examples": examples}
 
 
 def _words(text: str) -> list[str]:
@@ -122,25 +119,24 @@ def _parts(summary: str) -> tuple[list[str], list[str]]:
     return known, after
 
 
-def _shingles(lines: list[str], size: int) -> set[tuple[str, ...]]:
-    words = _words("\n".join(lines))
-    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
+def _shingles(words: list[str]) -> list[tuple[str, ...]]:
+    """Each run of SHINGLE words, by the place where it begins."""
+    return [tuple(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)]
 
 
-def _later_passage(note: list[str], summary: str, size: int) -> str:
+def _later_passage(note: list[str], summary: str) -> str:
     """The longest run of words of the note that only later text has, "" if there is none."""
     known, after = _parts(summary)
-    only_later = _shingles(after, size) - _shingles(known, size)
-    longest = (0, 0)  # words, where it begins
-    begin = None
-    for i in range(len(note) - size + 1):
-        if tuple(note[i : i + size]) not in only_later:
-            begin = None
-            continue
-        begin = i if begin is None else begin
-        longest = max(longest, (i + size - begin, begin))
-    length, begin = longest
-    return " ".join(note[begin : begin + length]) or _later_line(note, known, after)
+    later = set(_shingles(_words("\n".join(after))))
+    only_later = later.difference(_shingles(_words("\n".join(known))))
+    longest: list[str] = []
+    begin = 0
+    for i, shingle in enumerate(_shingles(note)):
+        if shingle not in only_later:
+            begin = i + 1
+        elif i + SHINGLE - begin >= len(longest):
+            longest = note[begin : i + SHINGLE]
+    return " ".join(longest) or _later_line(note, known, after)
 
 
 def _later_line(note: list[str], known: list[str], after: list[str]) -> str:

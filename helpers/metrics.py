@@ -13,8 +13,8 @@ estimate; halves need no rescaling (Shao & Wu, Annals of Statistics 17, 1989). T
 bootstrap repeats the lone cases of rare codes where a new sample would lose them, and so
 understates the spread: `python -m benchmarks.metrics` shows it.
 
-The functions below `outcomes` make the tidy tables that `plots` draws. Their `**boot` is n_boot and
-seed.
+`outcomes` and `chapter_differences` make the tidy tables that notebook 6 draws; `**boot` is n_boot
+and seed.
 
 Taught in notebook 6.
 """
@@ -22,7 +22,7 @@ Taught in notebook 6.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,17 +64,19 @@ def report(
     levels = _levels(gold, predicted=predicted)
     full = levels["full"]
     n = len(full.gold)
-    halves = _halves(patients, n, n_boot, seed)
+    halves = _halves(n, patients, n_boot, seed)
     trained = None if train_codes is None else _codes(train_codes, "train_codes", nil=False)
     usable = int((full.predicted[0] >= 0).sum())
     agreed = sum(int((x.gold == x.predicted[0]).sum()) for x in levels.values())
+    pairs = zip(full.gold, full.predicted[0], strict=True)
+    edges = [icd.tree_distance(full.labels[g], full.labels[p]) for g, p in pairs if p >= 0]
     scores: Report = {
         "n": n,
         "usable": usable / n,
         "hp": agreed / (3 * max(usable, 1)),
         "hr": agreed / (3 * n),
         "hf": 2 * agreed / (3 * (usable + n)),
-        "tree_distance": _tree_distance(full),
+        "tree_distance": sum(edges) / usable if usable else None,
     }
     for level, x in levels.items():
         classes = None if trained is None else {LEVELS[level](code) for code in trained}
@@ -89,29 +91,25 @@ def _scores(x: _Level, trained: set[Any] | None, halves: _Halves) -> Report:
     in_gold = support > 0
     often = support >= 10
     seen = in_gold & np.array([label in (trained or ()) for label in x.labels])
-    n_union = len(x.labels) + int((x.predicted[0] < 0).any())
-    (points,), (strays,) = _macro_f1(x, np.stack([in_gold, often]), halves)
-    f1_gold, f1_min10, accuracy = _or_none(points)
-    ci, min10_ci, accuracy_ci = (
-        _or_none(_interval(point, stray)) for point, stray in zip(points, strays, strict=True)
+    n_union = len(x.labels) + (x.predicted[0] < 0).any()
+    ((f1_gold, f1_min10, accuracy),), (strays,) = _macro_f1(x, np.stack([in_gold, often]), halves)
+    return _plain(
+        f1_gold=f1_gold,
+        ci=_interval(f1_gold, strays[0]),
+        n_classes=in_gold.sum(),
+        f1_union=f1.sum() / n_union,
+        n_classes_union=n_union,
+        f1_seen=f1[seen].mean() if seen.any() else None,
+        n_classes_seen=None if trained is None else seen.sum(),
+        f1_min10=f1_min10,
+        f1_min10_ci=_interval(f1_min10, strays[1]),
+        n_classes_min10=often.sum(),
+        accuracy=accuracy,
+        accuracy_ci=_interval(accuracy, strays[2]),
+        weighted_f1=(f1 * support).sum() / len(x.gold),
+        coverage=(named[in_gold] > 0).mean(),
+        median_support=np.median(support[in_gold]),
     )
-    return {
-        "f1_gold": f1_gold,
-        "ci": ci,
-        "n_classes": int(in_gold.sum()),
-        "f1_union": float(f1.sum() / n_union),
-        "n_classes_union": n_union,
-        "f1_seen": float(f1[seen].mean()) if seen.any() else None,
-        "n_classes_seen": None if trained is None else int(seen.sum()),
-        "f1_min10": f1_min10,
-        "f1_min10_ci": min10_ci,
-        "n_classes_min10": int(often.sum()),
-        "accuracy": accuracy,
-        "accuracy_ci": accuracy_ci,
-        "weighted_f1": float((f1 * support).sum() / len(x.gold)),
-        "coverage": float((named[in_gold] > 0).mean()),
-        "median_support": float(np.median(support[in_gold])),
-    }
 
 
 def macro_f1(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
@@ -143,44 +141,44 @@ def compare(
     lies from zero, p = (1 + k) / (1 + B). `mcnemar_p` is McNemar's exact test of the accuracies,
     which takes cases for independent. Raises as `report` does.
     """
-    levels = _levels(gold, a=a, b=b)
-    halves = _halves(patients, len(levels["full"].gold), n_boot, seed)
     contrasts = {}
-    for level, x in levels.items():
-        (f1, accuracy), strays = _difference(x, halves)
-        ci = _or_none(_interval(f1, strays[0], low=-1.0))
-        farther = int((np.abs(strays[0]) >= abs(f1) - 1e-6).sum())
-        contrasts[level] = {
-            "f1_gold": float(f1),
-            "ci": ci,
-            "p": None if ci[0] is None else (1 + farther) / (1 + n_boot),
-            "accuracy": float(accuracy),
-            "accuracy_ci": _or_none(_interval(accuracy, strays[1], low=-1.0)),
-            "mcnemar_p": mcnemar(*(x.gold == predicted for predicted in x.predicted)),
-            "n_classes": len(np.unique(x.gold)),
-        }
+    for level, x, (f1, accuracy), strays in _paired(gold, a, b, patients, n_boot, seed):
+        ci = _interval(f1, strays[0], low=-1.0)
+        farther = (np.abs(strays[0]) >= abs(f1) - 1e-6).sum()
+        contrasts[level] = _plain(
+            f1_gold=f1,
+            ci=ci,
+            p=None if np.isnan(ci[0]) else (1 + farther) / (1 + n_boot),
+            accuracy=accuracy,
+            accuracy_ci=_interval(accuracy, strays[1], low=-1.0),
+            mcnemar_p=mcnemar(*(x.gold == predicted for predicted in x.predicted)),
+            n_classes=len(np.unique(x.gold)),
+        )
     return contrasts
 
 
 def differences(
-    gold: Sequence[Any],
-    a: Sequence[Any],
-    b: Sequence[Any],
-    *,
-    patients: Sequence[Any] | None = None,
-    n_boot: int = 1000,
-    seed: int = 0,
+    gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], **resampling: Any
 ) -> dict[str, tuple[float, Array]]:
     """Per level: macro-F1 of b minus a, and its deviations [n_boot] in the resamples, as in
-    `compare`.
+    `compare`, with the same options.
 
     The same `seed` draws the same patients, so several pairs of models can be averaged resample by
     resample.
     """
+    rows = _paired(gold, a, b, **resampling)
+    return {level: (float(gain[0]), strays[0]) for level, _, gain, strays in rows}
+
+
+def _paired(
+    gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], *resampling: Any, **options: Any
+) -> Iterator[tuple[str, _Level, Array, Array]]:
+    """For each level macro-F1 and accuracy, b minus a: (2,), and their deviations: (2, n_boot)."""
     levels = _levels(gold, a=a, b=b)
-    halves = _halves(patients, len(levels["full"].gold), n_boot, seed)
-    gains = {level: _difference(x, halves) for level, x in levels.items()}
-    return {level: (float(gain[0]), strays[0]) for level, (gain, strays) in gains.items()}
+    halves = _halves(len(levels["full"].gold), *resampling, **options)
+    for level, x in levels.items():
+        points, strays = _macro_f1(x, (x.counts()[0] > 0)[None], halves)
+        yield level, x, points[1] - points[0], strays[1] - strays[0]
 
 
 def mcnemar(right_a: Sequence[bool], right_b: Sequence[bool]) -> float:
@@ -191,8 +189,8 @@ def mcnemar(right_a: Sequence[bool], right_b: Sequence[bool]) -> float:
     _same_length(right_a=right_a, right_b=right_b)
     a = np.asarray(right_a, bool)
     b = np.asarray(right_b, bool)
-    only_one = int((a != b).sum())
-    return float(binomtest(int((a > b).sum()), only_one).pvalue) if only_one else 1.0
+    only_one = (a != b).sum()
+    return float(binomtest((a > b).sum(), only_one).pvalue) if only_one else 1.0
 
 
 def mean_interval(
@@ -207,7 +205,7 @@ def mean_interval(
     Raises ValueError for unequal lengths and for no values.
     """
     numbers = np.asarray(values, float)
-    halves = _halves(patients, len(numbers), n_boot, seed)
+    halves = _halves(len(numbers), patients, n_boot, seed)
     sums = np.bincount(halves.units, numbers)
     cases = np.bincount(halves.units)
     deviations = halves.deviations(lambda weights: sums @ weights / (cases @ weights))
@@ -226,37 +224,34 @@ def head_middle_tail(
     gold: Sequence[Any],
     predicted: Sequence[Any],
     train_codes: Iterable[Any],
-    *,
-    level: str = "full",
-    patients: Sequence[Any] | None = None,
-    n_boot: int = 1000,
-    seed: int = 0,
+    **resampling: Any,
 ) -> Report:
-    """Macro-F1 and accuracy by how often a class was seen in training: head, middle, tail, unseen.
+    """Macro-F1 and accuracy of full codes by how often they were seen in training: head, middle,
+    tail, unseen.
 
     Classes are ranked by training frequency; a class belongs to the third of the cumulative
     training mass that the more frequent classes reach, so equally frequent classes stay together.
     F1 counts the false positives of all cases. Each band: {"f1_gold", "ci", "accuracy",
-    "n_classes", "n_cases"}, with None where it is empty.
+    "n_classes", "n_cases"}, with None where it is empty. resampling: patients, n_boot and seed, as
+    in `report`.
     """
-    up = _up(level)
-    x = _levels(gold, predicted=predicted)[level]
-    train = Counter(up(code) for code in _codes(train_codes, "train_codes", nil=False))
+    x = _levels(gold, predicted=predicted)["full"]
+    train = Counter(_codes(train_codes, "train_codes", nil=False))
     ahead = {k: sum(v for v in train.values() if v > k) for k in set(train.values())}
     third = [3 * ahead[train[c]] // train.total() if c in train else 3 for c in x.labels]
     support, _, hits = x.counts()
     masks = (support > 0) & (np.arange(4)[:, None] == third)
-    (points,), (strays,) = _macro_f1(x, masks, _halves(patients, len(x.gold), n_boot, seed))
+    (points,), (strays,) = _macro_f1(x, masks, _halves(len(x.gold), **resampling))
     bands = {}
     for i, name in enumerate(["head", "middle", "tail", "unseen"]):
-        n = int(support[masks[i]].sum())
-        bands[name] = {
-            "f1_gold": float(points[i]) if n else None,
-            "ci": _or_none(_interval(points[i], strays[i])),
-            "accuracy": float(hits[masks[i]].sum() / n) if n else None,
-            "n_classes": int(masks[i].sum()),
-            "n_cases": n,
-        }
+        n = support[masks[i]].sum()
+        bands[name] = _plain(
+            f1_gold=points[i],
+            ci=_interval(points[i], strays[i]),
+            accuracy=hits[masks[i]].sum() / n if n else None,
+            n_classes=masks[i].sum(),
+            n_cases=n,
+        )
     return bands
 
 
@@ -270,16 +265,12 @@ def majority_vote(samples: Iterable[Sequence[Any]]) -> list[str | None]:
     return [count.most_common(1)[0][0] if count else None for count in votes]
 
 
-def agreement(samples: Iterable[Sequence[Any]], level: str = "full") -> list[float]:
-    """For each case the share of its samples that agree with the majority vote at a level; unusable
-    ones do not."""
-    up = _up(level)
+def agreement(samples: Iterable[Sequence[Any]]) -> list[float]:
+    """For each case the share of its samples that agree with the majority vote; unusable ones do
+    not."""
     cases = _samples(samples)
-    votes = majority_vote(cases)
-    return [
-        sum(code is not None and up(code) == up(vote) for code in case) / len(case)
-        for case, vote in zip(cases, votes, strict=True)
-    ]
+    pairs = zip(cases, majority_vote(cases), strict=True)
+    return [case.count(vote) / len(case) if vote else 0.0 for case, vote in pairs]
 
 
 def align(
@@ -319,8 +310,7 @@ def align(
     return list(cases["code"]), samples, list(cases["subject_id"])
 
 
-# ------------------------------------------------------------------------------- tidy tables, for
-# plots
+# ------------------------------------------------------------------------------- tidy tables
 
 
 def outcomes(cases: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -339,79 +329,11 @@ def outcomes(cases: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
         )
     table = table.rename(columns={"code": "gold"})
     codes = [icd.normalise(code) for code in table["predicted"]]
-    kinds = []
-    for gold, code in zip(table["gold"], codes, strict=True):
-        deepest = icd.deepest_shared(gold, code) or "wrong"
-        kinds.append("unusable" if code is None else deepest)
+    kinds = [
+        "unusable" if code is None else icd.deepest_shared(gold, code) or "wrong"
+        for gold, code in zip(table["gold"], codes, strict=True)
+    ]
     return table.assign(predicted=pd.Series(codes, table.index, object), kind=kinds)
-
-
-def mean_by(table: pd.DataFrame, by: list[str], value: str, **boot: int) -> pd.DataFrame:
-    """The mean of a column for each group of rows (subject_id says whose they are): by, value, low,
-    high, n."""
-    rows = []
-    for keys, part in table.groupby(by):
-        low, high = mean_interval(part[value], part["subject_id"], **boot)
-        rows.append([*keys, part[value].mean(), low, high, len(part)])
-    return pd.DataFrame(rows, columns=[*by, value, "low", "high", "n"])
-
-
-def calibration_error(curve: pd.DataFrame) -> float:
-    """How far agreement is from the share of right answers, the mean over cases, of `mean_by(…,
-    ["agreement"], "right")`.
-
-    That is the expected calibration error with a bin for each value of the agreement (Guo et al.,
-    ICML 2017).
-    """
-    distance = (curve["right"] - curve["agreement"]).abs()
-    return float((distance * curve["n"]).sum() / curve["n"].sum())
-
-
-def how_far_up_the_tree(tables: Mapping[str, pd.DataFrame], **boot: int) -> pd.DataFrame:
-    """Each model's `outcomes` by the deepest level that is right: model, kind, share, reached, low,
-    high.
-
-    `reached` is the share of answers of this kind or a better one, with its interval: for "full",
-    "category" and "chapter" the accuracy at that level.
-    """
-    rows = []
-    for model, table in tables.items():
-        for depth, kind in enumerate(KINDS, 1):
-            share = (table["kind"] == kind).mean()
-            reached = table["kind"].isin(KINDS[:depth])
-            interval = mean_interval(reached, table["subject_id"], **boot)
-            rows.append([model, kind, share, reached.mean(), *interval])
-    return pd.DataFrame(rows, columns=["model", "kind", "share", "reached", "low", "high"])
-
-
-def tree(table: pd.DataFrame) -> pd.DataFrame:
-    """The nodes of the hierarchy in its order, from `outcomes`: level, node, cases, right (share,
-    at that level)."""
-    ordered = table.assign(chapter=table["gold"].map(icd.chapter)).sort_values(["chapter", "gold"])
-    rows = []
-    for depth, (level, up) in enumerate(LEVELS.items()):
-        right = ordered["kind"].isin(KINDS[: 3 - depth])
-        for node, part in right.groupby(ordered["gold"].map(up), sort=False):
-            rows.append([level, node, len(part), part.mean()])
-    return pd.DataFrame(rows, columns=["level", "node", "cases", "right"])
-
-
-def confused_pairs(table: pd.DataFrame, top: int = 8, **boot: int) -> pd.DataFrame:
-    """Usable wrong answers of `outcomes` by pair, most frequent first: gold, predicted, cases, of,
-    low, high.
-
-    `of` is the number of all cases of the gold code, and the most that the interval of `cases`
-    reaches.
-    """
-    wrong = table[~table["kind"].isin(["full", "unusable"])]
-    pairs = wrong.groupby(["gold", "predicted"]).size().sort_values(ascending=False, kind="stable")
-    rows = []
-    for (gold, predicted), cases in pairs.head(top).items():
-        of = (table["gold"] == gold).sum()
-        hits = (table["gold"] == gold) & (table["predicted"] == predicted)
-        interval = mean_interval(hits, table["subject_id"], **boot) * len(table)
-        rows.append([gold, predicted, cases, of, *np.minimum(interval, of)])
-    return pd.DataFrame(rows, columns=["gold", "predicted", "cases", "of", "low", "high"])
 
 
 def chapter_differences(before: pd.DataFrame, after: pd.DataFrame, **boot: int) -> pd.DataFrame:
@@ -423,20 +345,21 @@ def chapter_differences(before: pd.DataFrame, after: pd.DataFrame, **boot: int) 
     """
     both = before.merge(after[["hadm_id", "predicted"]], on="hadm_id", suffixes=("", "_after"))
     x = _levels(both["gold"], a=both["predicted"], b=both["predicted_after"])["full"]
-    chapters, masks = _groups(x, icd.chapter)
-    halves = _halves(both["subject_id"], len(both), **boot)
-    points, strays = _macro_f1(x, masks, halves)
+    chapter_of = np.array([icd.chapter(code) for code in x.labels])
+    chapters = np.unique(chapter_of[x.gold])
+    support = x.counts()[0]
+    masks = (support > 0) & (chapters[:, None] == chapter_of)
+    points, strays = _macro_f1(x, masks, _halves(len(both), both["subject_id"], **boot))
+    gains = points[1] - points[0]
     rows = []
     for i, chapter in enumerate(chapters):
-        cases = x.counts()[0][masks[i]].sum()
-        before_f1, after_f1 = points[:, i]
-        gain = after_f1 - before_f1
-        interval = _interval(gain, strays[1, i] - strays[0, i], -1.0)
-        rows.append([chapter, cases, before_f1, after_f1, gain, *interval])
+        cases = support[masks[i]].sum()
+        interval = np.full(2, np.nan)
+        if cases >= 10:
+            interval = _interval(gains[i], strays[1, i] - strays[0, i], low=-1.0)
+        rows.append([chapter, cases, *points[:, i], gains[i], *interval])
     columns = ["chapter", "cases", "before", "after", "difference", "low", "high"]
-    table = pd.DataFrame(rows, columns=columns)
-    table.loc[table["cases"] < 10, ["low", "high"]] = np.nan
-    return table
+    return pd.DataFrame(rows, columns=columns)
 
 
 # ------------------------------------------------------------------------------- the engine
@@ -529,21 +452,6 @@ def _macro_f1(x: _Level, masks: Array, halves: _Halves) -> tuple[Array, Array]:
     return np.array(points), halves.deviations(scores)
 
 
-def _difference(x: _Level, halves: _Halves) -> tuple[Array, Array]:
-    """Macro-F1 and accuracy, second model minus first: (2,); the deviations of both: (2,
-    n_boot)."""
-    points, strays = _macro_f1(x, (x.counts()[0] > 0)[None], halves)
-    return points[1] - points[0], strays[1] - strays[0]
-
-
-def _groups(x: _Level, group: Callable[[str], Any]) -> tuple[Array, Array]:
-    """The groups of the gold codes in order, and the mask of each, (groups, classes)."""
-    in_gold = x.counts()[0] > 0
-    group_of = np.array([group(code) for code in x.labels])
-    groups = np.unique(group_of[in_gold])
-    return groups, in_gold & (groups[:, None] == group_of)
-
-
 def _f1(x: _Level, model: int = 0) -> Array:
     support, named, hits = x.counts(model)
     return 2 * hits / np.maximum(support + named, 1)
@@ -556,18 +464,13 @@ def _interval(point: float, strays: Array, low: float = 0.0, high: float = 1.0) 
     return np.clip(point + np.nanquantile(strays, [0.025, 0.975]), low, high)
 
 
-def _or_none(numbers: Array) -> list[float | None]:
-    """For JSON: None where a number is not defined."""
-    return [None if np.isnan(number) else number for number in numbers.tolist()]
-
-
-def _tree_distance(full: _Level) -> float | None:
-    edges = [
-        icd.tree_distance(full.labels[g], full.labels[p])
-        for g, p in zip(full.gold, full.predicted[0], strict=True)
-        if p >= 0
-    ]
-    return sum(edges) / len(edges) if edges else None
+def _plain(**numbers: Any) -> Report:
+    """For JSON: numbers of Python, and None where one is not defined."""
+    values = {}
+    for name, number in numbers.items():
+        plain = [None if each != each else each for each in np.ravel(number).tolist()]
+        values[name] = plain if np.ndim(number) else plain[0]
+    return values
 
 
 # ------------------------------------------------------------------------------- what comes in
@@ -588,7 +491,9 @@ def _levels(gold: Iterable[Any], **predictions: Iterable[Any]) -> dict[str, _Lev
     return levels
 
 
-def _halves(patients: Sequence[Any] | None, n: int, n_boot: int = 1000, seed: int = 0) -> _Halves:
+def _halves(
+    n: int, patients: Sequence[Any] | None = None, n_boot: int = 1000, seed: int = 0
+) -> _Halves:
     if n_boot < 0:
         raise ValueError(
             f"n_boot is {n_boot}: give the number of resamples, 1000 as a rule, or 0 for no "
@@ -600,12 +505,6 @@ def _halves(patients: Sequence[Any] | None, n: int, n_boot: int = 1000, seed: in
     if len(missing):
         raise ValueError(f"patients, row {missing[0]}: no id. Every case needs its subject_id.")
     return _Halves(pd.factorize(ids)[0], n_boot, seed)
-
-
-def _up(level: str) -> Callable[[Any], Any]:
-    if level not in LEVELS:
-        raise ValueError(f"level {level!r} does not exist: choose one of {', '.join(LEVELS)}.")
-    return LEVELS[level]
 
 
 def _codes(values: Iterable[Any], name: str, nil: bool = True) -> list[str | None]:

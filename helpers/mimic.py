@@ -222,17 +222,9 @@ def write_cases(data_dir: str | Path, out: str | Path, **options: Any) -> Counts
     return cases.attrs["funnel"]
 
 
-def read_funnel(path: str | Path) -> Counts:
-    """Step -> admissions left after it, in order, as `write_cases` noted it in the parquet file."""
-    return _read_counts(path)["funnel"]
-
-
-def read_skipped(path: str | Path) -> Counts:
-    """Fault -> rows left out because of it, as `write_cases` noted it in the parquet file."""
-    return _read_counts(path)["skipped"]
-
-
-def _read_counts(path: str | Path) -> dict[str, Counts]:
+def read_counts(path: str | Path) -> dict[str, Counts]:
+    """What `write_cases` noted in the parquet file: "funnel", step -> admissions left after it, in
+    order; "skipped", fault -> rows left out because of it."""
     metadata = pq.read_schema(path).metadata or {}
     if b"counts" not in metadata:
         raise ValueError(f"{path} was not written by `python -m helpers.mimic`. Make it again.")
@@ -461,12 +453,13 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end as well
     try:
-        funnel = write_cases(args.data_dir, args.out, seed=args.seed, progress=True)
+        write_cases(args.data_dir, args.out, seed=args.seed, progress=True)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    for step, n in funnel.items():
+    counts = read_counts(args.out)
+    for step, n in counts["funnel"].items():
         print(f"{n:>9,}  {step}")
-    for fault, n in read_skipped(args.out).items():
+    for fault, n in counts["skipped"].items():
         print(f"left out {n:,}: {fault}")
     print(f"wrote {args.out}")
 

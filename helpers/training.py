@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import models
 from helpers.machinery import memory, places
+from helpers.machinery.memory import per_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,27 +39,6 @@ def defaults(dtype: torch.dtype, **arguments: Any) -> dict[str, Any]:
         "use_cpu": not torch.cuda.is_available(),  # where the model is, on a Mac too
     }
     return common | per_device(arguments)
-
-
-def per_device(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Batch and accumulation of each process of a launch: a step sees the same number of rows as on
-    one device.
-
-    Raises ValueError where the rows cannot be shared out evenly.
-    """
-    batch = arguments["per_device_train_batch_size"]
-    rows = batch * arguments["gradient_accumulation_steps"]
-    share, rest = divmod(rows, memory.processes())
-    if rest:
-        raise ValueError(
-            f"{rows} rows per step cannot be shared among {memory.processes()} processes: "
-            f"launch on a divisor of {rows}, or change the batch."
-        )
-    batch = max(size for size in range(1, batch + 1) if share % size == 0)
-    shares = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": share // batch}
-    if arguments.get("steps_per_generation"):
-        shares["steps_per_generation"] = min(arguments["steps_per_generation"], share // batch)
-    return arguments | shares
 
 
 def run(trainer: Any, work: Path, stage: str) -> None:

@@ -66,8 +66,7 @@ def test_plain_files_command_line_and_metadata(tmp_path: Path, hospital: Tables)
     assert done.returncode == 0, done.stderr
     cases = mimic.build_cases(data)
     pd.testing.assert_frame_equal(pd.read_parquet(out), cases)
-    assert mimic.read_funnel(out) == cases.attrs["funnel"] and str(len(cases)) in done.stdout
-    assert mimic.read_skipped(out) == cases.attrs["skipped"]
+    assert mimic.read_counts(out) == cases.attrs and str(len(cases)) in done.stdout
     assert [p.name for p in out.parent.iterdir()] == ["cases.parquet"]
     nowhere = [*command, tmp_path / "nowhere", out]
     failed = subprocess.run(nowhere, cwd=ROOT, capture_output=True, text=True)
@@ -86,7 +85,7 @@ def test_a_file_of_cases_larger_than_a_row_group(tmp_path: Path, hospital, monke
 def test_counts_are_asked_of_a_file_of_cases(tmp_path: Path) -> None:
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"other\.parquet was not written by"):
-        mimic.read_funnel(tmp_path / "other.parquet")
+        mimic.read_counts(tmp_path / "other.parquet")
 
 
 def test_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path, hospital, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import warnings
@@ -12,13 +13,15 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 matplotlib.use("Agg")
 
-from helpers import icd, metrics, plots
+from helpers import icd, metrics, plots, prompts
+from tests import notebook_code
 
 CODES = (
     "A419",
@@ -67,6 +70,26 @@ CODES = (
 )
 FIGURE_TEXT_AT_HALF_WIDTH = 8.0  # pixels, in a picture 500 pixels wide
 BOOT = {"n_boot": 20}  # enough for a picture
+SCOPE = {"np": np, "pd": pd, "re": re, "sns": sns, "resampling": BOOT}
+SCOPE |= {"icd": icd, "metrics": metrics, "plots": plots, "prompts": prompts}
+
+
+def of_notebook(number: str, name: str):
+    """A function of a notebook that draws, in the style that the notebook sets."""
+    return plots.styled(notebook_code.function(number, name, **SCOPE))
+
+
+long_tail = of_notebook("01", "long_tail")
+rollout_group = of_notebook("04", "rollout_group")
+confused_pairs = of_notebook("06", "confused_pairs")
+pairs_figure = of_notebook("06", "pairs_figure")
+score_figure = of_notebook("06", "score_figure")
+how_far_up = of_notebook("06", "how_far_up")
+tree_figure = of_notebook("06", "tree_figure")
+chapters_figure = of_notebook("06", "chapters_figure")
+agreement_figure = of_notebook("06", "agreement_figure")
+mean_by = of_notebook("06", "mean_by")
+confusion_figure = of_notebook("06", "confusion_figure")
 
 
 def cases_of(n: int = 700, seed: int = 0, codes: tuple[str, ...] = CODES) -> pd.DataFrame:
@@ -156,21 +179,12 @@ def sft_log() -> pd.DataFrame:
     )
 
 
-BANDS = {name: name.capitalize() for name in ("head", "middle", "tail", "unseen")}
 CEILING = {level: {"accuracy": 0.9, "f1_gold": 0.85} for level in plots.LEVELS}
 
 
 def scores_of(tables: dict[str, pd.DataFrame]) -> dict:
     return {
         model: metrics.report(table["gold"], table["predicted"], **BOOT)
-        for model, table in tables.items()
-    }
-
-
-def bands_of(cases: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> dict:
-    train = cases.loc[cases["split"] == "train", "code"]
-    return {
-        model: metrics.head_middle_tail(table["gold"], table["predicted"], train, **BOOT)
         for model, table in tables.items()
     }
 
@@ -193,7 +207,7 @@ def rollouts(same: bool = False) -> Figure:
         "hierarchical_reward": [1, 0.4, 0, 1, 0.15, 0, 0.4, -0.5],
     }
     advantages = np.zeros(8) if same else np.linspace(-1.2, 1.7, 8)
-    return plots.rollout_group([*completions, "no tags $\\frac$"], rewards, advantages, "I2101")
+    return rollout_group([*completions, "no tags $\\frac$"], rewards, advantages, "I2101")
 
 
 def curve_of(*agreement: float) -> pd.DataFrame:
@@ -201,13 +215,11 @@ def curve_of(*agreement: float) -> pd.DataFrame:
     share = rng.choice(agreement, 200)
     table = pd.DataFrame({"subject_id": range(200), "agreement": share})
     table["right"] = rng.random(200) < share
-    return metrics.mean_by(table, ["agreement"], "right", **BOOT)
+    return mean_by(table, ["agreement"], "right")
 
 
 FIGURES = {
-    "code_frequencies": lambda c, t: plots.code_frequencies(c[["split", "code"]].value_counts()),
-    "note_lengths": lambda c, t: plots.note_lengths(np.arange(50, 300), 256),
-    "note_lengths, all alike, no limit": lambda c, t: plots.note_lengths([7] * 20),
+    "long_tail": lambda c, t: long_tail(c),
     "training_curve": lambda c, t: plots.training_curve(sft_log()),
     "grpo_panel": lambda c, t: plots.grpo_panel(grpo_log()),
     "grpo_panel, two steps": lambda c, t: plots.grpo_panel(grpo_log(2)),
@@ -216,29 +228,25 @@ FIGURES = {
     ),
     "rollout_group": lambda c, t: rollouts(),
     "rollout_group, all alike": lambda c, t: rollouts(same=True),
-    "score_bars": lambda c, t: plots.score_bars(scores_of(t), ceiling=CEILING),
-    "score_bars, no ceiling": lambda c, t: plots.score_bars(scores_of(t), score="accuracy"),
-    "score_bars, head, middle, tail": lambda c, t: plots.score_bars(bands_of(c, t), BANDS),
-    "how_far_up_the_tree": lambda c, t: plots.how_far_up_the_tree(
-        metrics.how_far_up_the_tree(t, **BOOT)
-    ),
-    "confusion, chapters": lambda c, t: plots.confusion(crossed(t["sft"], "chapter"), "Chapters"),
-    "confusion, categories": lambda c, t: plots.confusion(
+    "score_figure": lambda c, t: score_figure(scores_of(t), CEILING),
+    "score_figure, no ceiling": lambda c, t: score_figure(scores_of(t)),
+    "tree_figure": lambda c, t: tree_figure(how_far_up(t)),
+    "confusion, chapters": lambda c, t: confusion_figure(crossed(t["sft"], "chapter"), "Chapters"),
+    "confusion, categories": lambda c, t: confusion_figure(
         crossed(t["sft"], "category", 9), "Circulatory", 5
     ),
-    "confusion, nothing usable": lambda c, t: plots.confusion(
+    "confusion, nothing usable": lambda c, t: confusion_figure(
         crossed(t["base"], "chapter"), "Chapters"
     ),
-    "confused_pairs": lambda c, t: plots.confused_pairs(metrics.confused_pairs(t["sft"], **BOOT)),
-    "confused_pairs, none": lambda c, t: plots.confused_pairs(metrics.confused_pairs(t["base"])),
-    "dumbbells": lambda c, t: plots.dumbbells(
-        metrics.chapter_differences(t["sft"], t["grpo"], **BOOT), "sft", "grpo"
+    "pairs_figure": lambda c, t: pairs_figure(confused_pairs(t["sft"])),
+    "pairs_figure, none": lambda c, t: pairs_figure(confused_pairs(t["base"])),
+    "chapters_figure": lambda c, t: chapters_figure(
+        metrics.chapter_differences(t["sft"], t["grpo"], **BOOT)
     ),
-    "dumbbells, nothing usable": lambda c, t: plots.dumbbells(
-        metrics.chapter_differences(t["base"], t["base"], **BOOT), "base", "base"
+    "chapters_figure, nothing usable": lambda c, t: chapters_figure(
+        metrics.chapter_differences(t["base"], t["base"], **BOOT)
     ),
-    "icicle": lambda c, t: plots.icicle(metrics.tree(t["sft"])),
-    "reliability": lambda c, t: plots.reliability(curve_of(0.2, 0.4, 0.6, 0.8, 1)),
+    "agreement_figure": lambda c, t: agreement_figure(curve_of(0.2, 0.4, 0.6, 0.8, 1)),
 }
 
 
@@ -299,8 +307,8 @@ def test_a_figure_is_unknown_to_pyplot_and_leaves_the_settings_alone(cases):
     import matplotlib.pyplot as plt
 
     numbers, settings = plt.get_fignums(), dict(matplotlib.rcParams)
-    plots.note_lengths([7, 8, 9], 8)
-    plots.code_frequencies(cases[["split", "code"]].value_counts())
+    plots.training_curve(sft_log())
+    long_tail(cases)
     assert plt.get_fignums() == numbers, "pyplot would show the figure a second time"
     assert dict(matplotlib.rcParams) == settings
     with matplotlib.rc_context():
@@ -319,12 +327,6 @@ shown, _ = shell.display_formatter.format(figure)
 assert "image/png" in shown, list(shown)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_training_figures_are_drawn_again_onto_the_same_figure():
-    fig = plots.training_curve(sft_log())
-    assert plots.grpo_panel(grpo_log(), fig=fig) is fig and len(fig.axes) == 4
-    assert plots.training_curve(sft_log(), fig=fig) is fig and len(fig.axes) == 2
 
 
 # ---- one table of names and colours -------------------------------------------------------------------------------
@@ -400,7 +402,7 @@ def test_one_colour_for_a_model_and_its_variants_and_one_of_its_own_for_an_arm()
 def test_errors_never_wear_the_colour_of_right(tables):
     """In the matrix a right answer is purple (more blue than red), any other one sand."""
     counts = crossed(tables["sft"], "chapter")
-    fig = plots.confusion(counts, "Chapters")
+    fig = confusion_figure(counts, "Chapters")
     fig.draw_without_rendering()
     cells = fig.axes[0].collections[0].get_facecolors().reshape(len(counts), -1, 4)
     right = np.eye(*cells.shape[:2], dtype=bool)
@@ -417,7 +419,7 @@ def test_errors_never_wear_the_colour_of_right(tables):
 
 def test_the_matrix_holds_every_case_once(tables):
     counts = crossed(tables["sft"], "category", 9)
-    fig = plots.confusion(counts, "Circulatory", top=3)
+    fig = confusion_figure(counts, "Circulatory", top=3)
     numbers = [int(t.get_text()) for t in fig.axes[0].texts if t.get_text()]
     ticks = [t.get_text() for t in fig.axes[0].get_xticklabels()]
     biggest = counts.sum(axis=1).nlargest(3)
@@ -427,12 +429,12 @@ def test_the_matrix_holds_every_case_once(tables):
 # ---- what is printed ----------------------------------------------------------------------------------------------
 
 
-def test_score_bars_print_score_ceiling_and_number_of_classes(tables):
+def test_bars_of_scores_print_score_ceiling_and_number_of_classes(tables):
     scores = scores_of(tables)
-    fig = plots.score_bars({**scores, "ideal": scores["tfidf"]}, ceiling=CEILING)
+    fig = score_figure({**scores, "ideal": scores["tfidf"]}, CEILING)
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [
-        "TF-IDF + LR",
         "Base",
+        "TF-IDF + LR",
         "SFT",
         "GRPO",
     ], "the ideal reader is the line"
@@ -441,31 +443,33 @@ def test_score_bars_print_score_ceiling_and_number_of_classes(tables):
         printed = {text.get_text() for text in ax.texts}
         assert printed == {f"{100 * entry[level]['f1_gold']:.0f}" for entry in scores.values()}
         assert [line.get_linestyle() for line in ax.lines] == ["--"]
-    assert not any(ax.lines for ax in plots.score_bars(scores).axes)
-
-
-def test_empty_bands_are_left_out(cases, tables):
-    bands = bands_of(cases, {"sft": tables["sft"]})
-    sizes = {band: entry["n_classes"] for band, entry in bands["sft"].items()}
-    fig = plots.score_bars(bands, BANDS)
-    titles = [ax.get_title(loc="left") for ax in fig.axes]
-    assert titles == [f"{BANDS[band]}\n{n} classes" for band, n in sizes.items() if n]
+    assert not any(ax.lines for ax in score_figure(scores).axes)
 
 
 def test_names_of_siblings_begin_with_their_codes():
     pairs = pd.DataFrame([["I63511", "I63512", 5, 9, 2.0, 8.0]])
     pairs.columns = ["gold", "predicted", "cases", "of", "low", "high"]
-    (name,) = plots.confused_pairs(pairs).axes[0].get_yticklabels()
+    (name,) = pairs_figure(pairs).axes[0].get_yticklabels()
     truth, answer = name.get_text().split("\n→ ")
     assert truth.startswith("I63.511 Cerebral") and answer.startswith("I63.512 Cerebral")
     assert max(len(truth), len(answer)) <= 46
 
 
-def test_lengths_print_the_share_that_is_cut():
-    fig = plots.note_lengths([10, 20, 30, 40], 30)
-    assert "25.0% exceed the limit" in fig.axes[0].get_title(loc="left")
-    texts = " ".join(texts_of(plots.note_lengths([10, 20, 30], 30, what="trace")))
-    assert "Length of the traces" in texts and "note" not in texts
+def test_a_difference_is_filled_where_its_interval_excludes_zero_and_few_cases_have_none():
+    rows = [[1, 20, 0.1, 0.3], [2, 30, -0.2, 0.3], [3, 5, np.nan, np.nan]]
+    table = pd.DataFrame(rows, columns=["chapter", "cases", "low", "high"])
+    fig = chapters_figure(table.assign(difference=[0.2, 0.05, 0.1]))
+    names = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert [name.split()[0] for name in names] == ["1", "2"] and names[0].endswith("(20)")
+    fills = fig.axes[0].collections[-1].get_facecolors()
+    assert [to_rgb(fill) for fill in fills] == [to_rgb(plots.INK), to_rgb("white")]
+
+
+def test_the_figure_of_agreement_prints_the_expected_calibration_error():
+    table = pd.DataFrame({"subject_id": range(5), "agreement": [0.5, 0.5, 1, 1, 1]})
+    curve = mean_by(table.assign(right=[1, 0, 1, 1, 0]), ["agreement"], "right")
+    title = agreement_figure(curve).axes[0].get_title(loc="left")
+    assert "20 points apart, over 5 cases" in title  # (2 · 0 + 3 · 1/3) / 5
 
 
 def test_a_single_code_and_a_single_case_are_drawn():
@@ -474,13 +478,12 @@ def test_a_single_code_and_a_single_case_are_drawn():
     outcomes = metrics.outcomes(cases[1:], pd.DataFrame({"hadm_id": [2], "predicted": ["I10"]}))
     tables = {"sft": outcomes}
     figures = [
-        plots.code_frequencies(cases[["split", "code"]].value_counts()),
-        plots.how_far_up_the_tree(metrics.how_far_up_the_tree(tables)),
-        plots.confusion(crossed(outcomes, "chapter"), ""),
-        plots.confused_pairs(metrics.confused_pairs(outcomes)),
-        plots.icicle(metrics.tree(outcomes)),
-        plots.dumbbells(metrics.chapter_differences(outcomes, outcomes), "sft", "grpo"),
-        plots.score_bars({"sft": metrics.report(["I10"], ["I10"])}),
+        long_tail(cases),
+        tree_figure(how_far_up(tables)),
+        confusion_figure(crossed(outcomes, "chapter"), ""),
+        pairs_figure(confused_pairs(outcomes)),
+        chapters_figure(metrics.chapter_differences(outcomes, outcomes)),
+        score_figure({"sft": metrics.report(["I10"], ["I10"])}),
     ]
     for fig in figures:
         fig.draw_without_rendering()
@@ -517,14 +520,14 @@ def test_rollout_group_sorts_by_advantage():
         f"because\n</think>\n<diagnosis>{c}</diagnosis>" for c in ("J18.9", "I21.01", "I21.02")
     ]
     rewards = {"format_reward": [1, 1, 1], "hierarchical_reward": [0.0, 1.0, 0.4]}
-    fig = plots.rollout_group(answers, rewards, [-1.0, 1.2, -0.2], "I2101")
+    fig = rollout_group(answers, rewards, [-1.0, 1.2, -0.2], "I2101")
     codes = [text for text in texts_of(fig) if text.startswith("→")]
     assert codes == ["→ I21.01", "→ I21.02", "→ J18.9"]
     assert "format 1.00, hierarchical 0.40" in texts_of(fig)
-    flat = plots.rollout_group(answers, {"r": [1, 1, 1]}, [0, 0, 0], "I2101")
+    flat = rollout_group(answers, {"r": [1, 1, 1]}, [0, 0, 0], "I2101")
     assert any("nothing to learn" in text for text in texts_of(flat))
     with pytest.raises(ValueError, match="same length"):
-        plots.rollout_group(answers, {"r": [1, 2]}, [0, 0, 0], "I2101")
+        rollout_group(answers, {"r": [1, 2]}, [0, 0, 0], "I2101")
 
 
 def test_live_plot_collects_headless_and_answers_every_event_of_the_trainer():

@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ import pandas as pd
 import pytest
 import small_course as small
 
-from helpers import casebook, metrics, profiles, rewards, study
+from helpers import casebook, metrics, plots, profiles, rewards, study
 from helpers.machinery import places, store
 from helpers.study import analyse, pictures, run
+from tests import notebook_code
 
 CODES = ["I2101", "I214", "J189", "A419", "E870", "N179"]
 TINY = profiles.get("tiny")
@@ -224,22 +226,6 @@ def grpo_log(steps: int, **changes: float) -> pd.DataFrame:
     return whole.assign(**changes)
 
 
-def test_curves_are_means_of_five_steps_and_over_seeds_as_far_as_all_went() -> None:
-    logs = {"grpo": [grpo_log(30), grpo_log(20, reward=2.0)], "grpo-strict": [grpo_log(30)]}
-    lines = analyse.curves(logs).set_index(["arm", "measure", "seed"])
-    first = lines.loc[("grpo", "reward", 0)]
-    assert first["step"].tolist() == [*range(5, 31)], "a mean of five steps begins at the fifth"
-    expected = grpo_log(30)["reward"].dropna().rolling(5).mean()[4:].to_numpy()
-    assert first["value"].to_numpy() == pytest.approx(expected)
-    mean = lines.loc[("grpo", "reward", "mean")]
-    assert mean["step"].tolist() == [*range(5, 21)]
-    assert mean["value"].to_numpy() == pytest.approx((expected[:16] + 2) / 2)
-    held_out = lines.loc[("grpo-strict", "eval_reward", "mean")]
-    assert held_out["step"].tolist() == [0, 30] and held_out["value"].tolist() == [0.5, 0.6]
-    with pytest.raises(KeyError, match="reward"):
-        analyse.curves({"sft": [pd.DataFrame({"step": [5], "loss": [0.1]})]})
-
-
 # ----------------------------------------------------------------------------------------- pictures
 
 
@@ -268,12 +254,18 @@ def test_the_picture_of_arms_has_a_row_for_each_and_shades_the_loss() -> None:
         )
 
 
-def test_the_picture_of_curves_names_each_arm_beside_its_line() -> None:
+def test_the_figure_of_held_out_rewards_shows_each_seed_and_their_mean_as_far_as_all_went() -> None:
+    scope = {"pd": pd, "plots": plots, "textwrap": textwrap}
+    draw = plots.styled(notebook_code.function("07", "held_out_figure", **scope))
     logs = {"grpo": [grpo_log(30), grpo_log(20)], "grpo-strict": [grpo_log(30)]}
-    names = {"grpo": "GRPO", "grpo-strict": "GRPO strict"}
-    figure = pictures.curves(analyse.curves(logs), names)
-    assert sorted(drawn(figure)) == sorted([*names.values()] * 3)
-    assert [len(panel.lines) for panel in figure.axes] == [5, 5, 5], "three seeds and two means"
+    figure = draw(logs, {"grpo": "GRPO", "grpo-strict": "GRPO strict"})
+    assert sorted(drawn(figure)) == ["GRPO", "GRPO strict"]
+    (panel,) = figure.axes
+    thick = [line for line in panel.lines if line.get_linewidth() > 2]
+    assert len(panel.lines) == 5 and len(thick) == 2, "three seeds and two means"
+    assert thick[0].get_xdata().tolist() == [0], "step 0 is the only one that both have"
+    assert thick[1].get_xdata().tolist() == [0, 30]
+    assert thick[1].get_ydata().tolist() == [0.5, 0.6]
 
 
 # ---------------------------------------------------------------------------------------------- run

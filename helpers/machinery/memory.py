@@ -128,7 +128,7 @@ def estimate(profile: Profile, stage: str, *, gpu: bool | None = None) -> dict[s
     which SDPA does not keep; and on a 16-bit base the copies that PEFT makes of each LoRA layer's
     input. All but `prefill` was set by one peak of TRL's QLoRA GRPO notebook on a T4; nine more lie
     within 15 % (docs/scaling.md). tests/test_memory.py follows every live tensor of small models.
-    Raises ValueError for another stage, OSError as `config`.
+    Raises ValueError for another stage and as `per_device`, OSError as `config`.
     """
     if stage not in NOTEBOOK:
         raise ValueError(f"estimate: stage is {stage!r}, but must be one of {', '.join(NOTEBOOK)}.")
@@ -147,7 +147,9 @@ def estimate(profile: Profile, stage: str, *, gpu: bool | None = None) -> dict[s
     embeddings = 1 if fields.get("tie_word_embeddings") else 2
     four_bit = profile.four_bit[stage]
 
-    batch, rows = _rows(arguments)
+    shares = per_device(arguments)
+    batch = shares["per_device_train_batch_size"]
+    rows = batch * shares["gradient_accumulation_steps"]
     prompt = profile.max_prompt_tokens
     length = prompt + arguments.get("max_completion_length", profile.max_new_tokens)
     layer = b * (10 * hidden + 6 * inner)
@@ -176,13 +178,25 @@ def estimate(profile: Profile, stage: str, *, gpu: bool | None = None) -> dict[s
     return {name: value / 1e9 for name, value in terms.items()}
 
 
-def _rows(arguments: dict[str, Any]) -> tuple[int, int]:
-    """Batch of a micro-step and rows of a step, for each process of a launch (as
-    training.per_device shares them out)."""
+def per_device(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Batch and accumulation of each process of a launch: a step sees the same number of rows as on
+    one device.
+
+    Raises ValueError where the rows cannot be shared out evenly.
+    """
     batch = arguments["per_device_train_batch_size"]
-    rows = batch * arguments["gradient_accumulation_steps"] // processes()
-    divisors = [size for size in range(1, batch + 1) if rows % size == 0]
-    return max(divisors, default=1), rows
+    rows = batch * arguments["gradient_accumulation_steps"]
+    share, rest = divmod(rows, processes())
+    if rest:
+        raise ValueError(
+            f"{rows} rows per step cannot be shared among {processes()} processes: "
+            f"launch on a divisor of {rows}, or change the batch."
+        )
+    batch = max(size for size in range(1, batch + 1) if share % size == 0)
+    shares = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": share // batch}
+    if arguments.get("steps_per_generation"):
+        shares["steps_per_generation"] = min(arguments["steps_per_generation"], share // batch)
+    return arguments | shares
 
 
 def measured(profile: Profile, stage: str) -> float | None:

@@ -373,39 +373,30 @@ def table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """
     from helpers import plots
 
-    models = dict(content["models"])
-    if content.get("ceiling"):
-        models = {"ideal": content["ceiling"]} | models
-    known = list(plots.MODELS)
-    order = [m for m in known if m != "ideal"] + [m for m in models if m not in known] + ["ideal"]
-    sizes = {}
-    for level in plots.LEVELS:
-        counts = {at[level].get("n_classes") for at in models.values() if level in at}
-        sizes[level] = counts - {None}
+    models = {"ideal": content.get("ceiling")} | content["models"]
+    known = [name for name in plots.MODELS if name != "ideal"]
+    others = [name for name in content["models"] if name not in plots.MODELS]
+    order = [name for name in (*known, *others, "ideal") if models.get(name)]
     header = ["macro-F1 [95 % interval]"]
+    columns = [[plots.long_label(name) for name in order]]
     for level, text in plots.LEVELS.items():
-        is_same = len(sizes[level]) == 1
-        header.append(f"{text.lower()} ({min(sizes[level])} classes)" if is_same else text.lower())
-    rows = []
-    for model in order:
-        if model not in models:
-            continue
-        entry = models[model]
-        cells = [_score(entry.get(level) or {}, len(sizes[level]) > 1) for level in plots.LEVELS]
-        usable = entry.get("usable")
-        rows.append([plots.long_label(model), *cells, "–" if usable is None else f"{usable:.1%}"])
-    return [*header, "usable answers"], rows
+        entries = [models[name].get(level) or {} for name in order]
+        sizes = {entry["n_classes"] for entry in entries if "n_classes" in entry}
+        is_same = len(sizes) == 1
+        header.append(f"{text.lower()} ({min(sizes)} classes)" if is_same else text.lower())
+        columns.append([_score(entry, len(sizes) > 1) for entry in entries])
+    usable = [models[name].get("usable") for name in order]
+    columns.append(["–" if share is None else f"{share:.1%}" for share in usable])
+    return [*header, "usable answers"], [*map(list, zip(*columns, strict=True))]
 
 
 def _score(entry: dict[str, Any], with_classes: bool) -> str:
     if entry.get("f1_gold") is None:
         return "–"
     text = f"{entry['f1_gold']:.3f}"
-    if entry.get("ci"):
+    if "ci" in entry:
         text += " [{:.3f}, {:.3f}]".format(*entry["ci"])
-    if with_classes:
-        text += f" ({entry.get('n_classes', '?')} classes)"
-    return text
+    return f"{text} ({entry['n_classes']} classes)" if with_classes else text
 
 
 def print_table() -> None:
@@ -461,15 +452,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     for name in (signal.SIGINT, signal.SIGTERM):  # a shell starts a background job without SIGINT
         signal.signal(name, signal.default_int_handler)
+    commands = {
+        "run": lambda: run(chosen.only),
+        "script": lambda: script(chosen.notebook),
+        "table": print_table,
+        "report": lambda: print(write_report()),
+    }
     try:
-        if chosen.command == "run":
-            run(chosen.only)
-        elif chosen.command == "script":
-            script(chosen.notebook)
-        elif chosen.command == "table":
-            print_table()
-        else:
-            print(write_report())
+        commands[chosen.command]()
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,10 +9,10 @@ cannot. Not needed to follow the course.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import zipfile
@@ -25,6 +25,7 @@ from typing import Any
 from helpers.machinery import places
 
 RECORD = "made_from.json"
+KEY = 12  # hexadecimal digits of the key in the name of a folder of checkpoints
 
 
 @dataclass
@@ -99,7 +100,7 @@ def artefact(
     """
     inputs = json.loads(json.dumps(inputs, default=str))
     making = path.parent / ".making"
-    work = making / f"{path.name}.{digest(inputs)[:12]}"
+    work = making / f"{path.name}.{digest(inputs)[:KEY]}"
     result = Artefact(path, making / f"{path.name}.part", work, "", label or path.name, inputs)
     if fresh or why_stale(path, inputs):
         if places.is_main():
@@ -125,7 +126,9 @@ def _prepare(result: Artefact, fresh: bool) -> None:
             result.lock.release()
         places.say(f"{name}: {places.show(result.path)} is up to date, loaded")
         return
-    _restore(result.path, result.part)
+    before = result.part.with_suffix(".old")
+    if before.is_dir() and not result.path.exists():
+        before.rename(result.path)  # a kill came between the two renames of `finish`
     shutil.rmtree(result.part, ignore_errors=True)
     result.part.mkdir(parents=True)
     if fresh:
@@ -134,7 +137,9 @@ def _prepare(result: Artefact, fresh: bool) -> None:
     ending = ""
     if _has_state(result.work):
         ending = "; going on from where it was interrupted"
-    others = [folder for folder in _other_works(result) if _has_state(folder)]
+    pattern = f"{glob.escape(result.path.name)}.{'[0-9a-f]' * KEY}/"
+    works = [folder for folder in result.work.parent.glob(pattern) if folder != result.work]
+    others = [folder for folder in works if _has_state(folder)]
     if others:
         kept = places.show(others[0].parent)
         places.say(
@@ -146,23 +151,6 @@ def _prepare(result: Artefact, fresh: bool) -> None:
 
 def _has_state(work: Path) -> bool:
     return any(file.name != "README.md" for file in work.glob("*"))  # a trainer's card is no state
-
-
-def _other_works(result: Artefact) -> list[Path]:
-    name = re.escape(result.path.name)
-    works = [
-        folder
-        for folder in result.part.parent.glob("*/")
-        if re.fullmatch(rf"{name}\.[0-9a-f]{{12}}", folder.name)
-    ]
-    return [folder for folder in works if folder != result.work]
-
-
-def _restore(path: Path, part: Path) -> None:
-    """Put the old folder back where a kill came between the two renames of `finish`."""
-    before = part.with_suffix(".old")
-    if before.is_dir() and not path.exists():
-        before.rename(path)
 
 
 def is_whole(path: Path) -> bool:
@@ -193,15 +181,14 @@ def why_stale(path: Path, inputs: dict[str, Any]) -> str:
 
 def _changes(before: Any, now: Any) -> list[str]:
     """Names of the entries that differ, of nested dicts the innermost."""
-    names = []
-    for name in {**before, **now}:
-        old = before.get(name)
-        new = now.get(name)
+    names: dict[str, None] = {}
+    for name in before | now:
+        old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            names += _changes(old, new)
+            names |= dict.fromkeys(_changes(old, new))
         elif old != new:
-            names.append(name)
-    return list(dict.fromkeys(names))
+            names[name] = None
+    return [*names]
 
 
 def _damage(path: Path, record: dict[str, Any]) -> str:
@@ -209,8 +196,7 @@ def _damage(path: Path, record: dict[str, Any]) -> str:
         return "it is not there yet"
     if "inputs" not in record:
         return f"it holds no {RECORD}"
-    sizes = _sizes(path)
-    lost = [name for name, size in record["files"].items() if sizes.get(name) != size]
+    lost = [name for name, _ in record["files"].items() - _sizes(path).items()]
     return f"it was changed since ({', '.join(sorted(lost))})" if lost else ""
 
 

@@ -1,4 +1,4 @@
-"""What the answers of the study say: contrasts with intervals, scores, verdicts, learning curves.
+"""What the answers of the study say: contrasts with intervals, scores, verdicts.
 
 An unusable answer stands in the tables as "NIL", which has not the shape of a code: `metrics`
 counts it as no answer. Taught in notebook 7; the formulas stand in docs/metrics.md.
@@ -6,7 +6,6 @@ counts it as no answer. Taught in notebook 7; the formulas stand in docs/metrics
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ import pandas as pd
 
 from helpers import metrics
 from helpers.study import ARMS, MARGIN, PRIMARY, RESULTS, SECONDARY
-
-CURVES = ("reward", "frac_reward_zero_std", "eval_reward")
-SMOOTHED = 5  # steps; rewards on held-out notes come seldom and are left as they are
 
 
 def read(results: Path = RESULTS) -> pd.DataFrame:
@@ -144,24 +140,3 @@ def holm(p: pd.Series) -> pd.Series:
     the next times m - 1, ..."""
     ordered = p.sort_values(kind="stable")
     return (ordered * range(len(p), 0, -1)).clip(upper=1).cummax()
-
-
-def curves(logs: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """Training logs of GRPO arms as a table: arm, measure, seed, step, value.
-
-    logs: arm -> one log for each seed. A value is the mean of SMOOTHED steps, a held-out reward
-    that of its step alone. Seeds are numbered as they come; seed "mean" is their mean, as far as
-    all went. Raises KeyError for the log of an SFT arm.
-    """
-    parts = []
-    for arm, runs in logs.items():
-        for measure in CURVES:
-            window = 1 if measure == "eval_reward" else SMOOTHED
-            lines = [log.set_index("step")[measure].dropna() for log in runs]
-            wide = pd.DataFrame(
-                {seed: line.rolling(window).mean() for seed, line in enumerate(lines)}
-            )
-            wide["mean"] = wide.mean(axis=1, skipna=False)
-            part = wide.melt(var_name="seed", ignore_index=False).dropna().reset_index()
-            parts.append(part.assign(arm=arm, measure=measure))
-    return pd.concat(parts, ignore_index=True)

@@ -1,4 +1,4 @@
-"""Pictures of the study: they draw the tables of `analyse` and compute nothing.
+"""The picture of the study: it draws contrasts of `analyse` and computes nothing.
 
 Taught in notebook 7.
 """
@@ -15,12 +15,6 @@ from matplotlib.ticker import MaxNLocator
 
 from helpers import plots
 from helpers.study import MARGIN
-
-PANELS = {
-    "reward": "Mean reward of the batch",
-    "frac_reward_zero_std": "Share of groups without spread: nothing to learn",
-    "eval_reward": "Reward on held-out prompts",
-}
 
 
 @plots.styled
@@ -70,27 +64,3 @@ def _arm(panel: Axes, height: int, colour: str, contrast: pd.Series) -> None:
         bbox={"fc": "white", "ec": "none", "pad": 0.4},
         zorder=1.5,
     )
-
-
-@plots.styled
-def curves(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
-    """`analyse.curves`, a panel for each measure. Thin: each seed; thick: their mean. Rewards of
-    different arms are on different scales: compare their shapes."""
-    figure, panels = plots.figure(6.3, len(PANELS), sharex=True)
-    for panel, (measure, title) in zip(panels, PANELS.items(), strict=True):
-        ends = []
-        shown = table[table["measure"] == measure]
-        for (arm, seed), line in shown.groupby(["arm", "seed"], sort=False):
-            colour = plots.colour(arm)
-            style = {"lw": 0.8, "alpha": 0.45}
-            if seed == "mean":
-                style = {"lw": 2.6}
-                ends.append((line["value"].iloc[-1], textwrap.fill(names[arm], 18), colour))
-            panel.plot(line["step"], line["value"], color=colour, **style)
-        panel.set_title(title)
-        panel.yaxis.set_major_locator(MaxNLocator(4))
-        panel.grid(axis="y")
-        plots.end_labels(panel, ends)
-    plots.percent(panels[1].yaxis)
-    panels[-1].set_xlabel("step")
-    return figure

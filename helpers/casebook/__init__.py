@@ -39,7 +39,7 @@ from helpers.casebook import language
 MENTION = 0.8  # P(the note states a finding that is there)
 DENY = 0.07  # P(the note denies a finding that is absent), where the casebook has words for it
 DENY_MORE = 0.13  # added to it at reading 1, for findings that are denied by their noun
-DENY_RELATED = {"ed": 0.15, "hpi": 0.03}  # at reading 1, of findings denied by a relation alone
+DENY_RELATED = {"ed": 0.15, "hpi": 0.01}  # at reading 1, of findings denied by a relation alone
 BLOCK_MENTION = 0.6  # P(a block states a finding that its mimic has)
 BLOCKS = (0, 0.25, 0.5, 0.25)  # P(0, 1, 2, 3 blocks), at reading 1
 # P(the mimic is a sibling, of the same chapter, any other); where there is none, the next of these
@@ -242,7 +242,7 @@ def _draw_blocks(row: int, reading: float, rng: np.random.Generator) -> list[Blo
     blocks = []
     for _ in range(rng.binomial(rng.choice(len(BLOCKS), p=BLOCKS), reading)):
         kind = str(rng.choice(list(frames), p=weights))
-        inside = np.isin(book.section, frames[kind]["sections"])
+        inside = _framed(kind)
         shown = np.zeros(len(book.names), bool)
         while not shown.any():
             mimic = rng.choice(len(book.codes), p=book.mimic[row])
@@ -486,12 +486,17 @@ def log_likelihoods(reading: float = 0.0) -> _LogLikelihoods:
 def _block_likelihoods(kind: str) -> _LogLikelihoods:
     """The same for a block of this frame, given its mimic; nothing is denied in one."""
     book = casebook()
-    _, first = np.unique(book.slot, return_index=True)
-    section = book.section[first]
-    p_any = np.stack([np.bincount(book.slot, weights=row) for row in book.p_finding])
-    inside = np.isin(section, language.FRAMES[kind]["sections"])
-    silent = np.log(1 - p_any * BLOCK_MENTION * inside)
-    return _LogLikelihoods(np.log(book.p_finding * BLOCK_MENTION), silent, silent, section)
+    inside = book.p_finding * _framed(kind)
+    p_any = np.stack([np.bincount(book.slot, weights=row) for row in inside])
+    silent = np.log(1 - p_any * BLOCK_MENTION)
+    return _LogLikelihoods(np.log(book.p_finding * BLOCK_MENTION), silent, silent, book.section)
+
+
+def _framed(kind: str) -> np.ndarray:
+    """Which findings a block of this frame may hold, [F]."""
+    book = casebook()
+    allowed = np.isin(book.section, language.FRAMES[kind]["sections"])
+    return allowed & ~np.isin(book.names, language.RULES["unframed"])
 
 
 class _Phrase(NamedTuple):

@@ -86,7 +86,7 @@ def sentences(
             own["ed"].append(rng.choice(related or findings[name]["denied"]))
         else:
             others[section].append(rng.choice(related or findings[name]["denied"]))
-    for group in _groups(absent, 4, rng):
+    for group in _groups(absent, 6, rng):
         sentence = rng.choice(RULES["denials"]).format(list=listed(group, rng, "or"))
         others["hpi"].append(_turned(sentence, own["hpi"], rng))
     for block in row["blocks"]:

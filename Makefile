@@ -71,6 +71,9 @@ lint: $(READY)
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyterlab notebooks
 
+address: $(READY)  ## point badges, set-up cells and metadata at a fork: make address REPO=owner/name
+	@$(PY) -m tools.address "$(REPO)"
+
 tiny-base: $(READY)  ## train the tiny base model that ships with the course anew
 	@$(PY) -m tools.tiny_base
 

@@ -202,7 +202,8 @@ def choose(gpu_memory: float | None) -> str:
 def current() -> Profile:
     """The profile in force: ICD_PROFILE, else by the hardware; with the teacher ICD_TEACHER."""
     name = os.environ.get("ICD_PROFILE", "").strip()
-    profile = get(name or choose(gpu_gb()))
+    is_colab = "google.colab" in sys.modules  # where nobody asked for hours on its card
+    profile = get(name or choose(None if is_colab else gpu_gb()))
     teacher = os.environ.get("ICD_TEACHER", "").strip()
     return profile.replace(teacher=teacher) if teacher else profile
 

@@ -366,9 +366,10 @@ def _file(source: str | Path, name: str) -> Path | None:
     from transformers.utils import cached_file
 
     try:
-        return Path(cached_file(str(source), name))
+        file = cached_file(str(source), name)
     except OSError:  # no such file, folder or repository
         return None
+    return Path(file) if file else None  # for a config.json that a folder lacks: None
 
 
 def files(*folders: str | Path | None) -> dict[str, list[int]]:

@@ -172,10 +172,11 @@ def forecast(profile: profiles.Profile) -> pd.DataFrame:
         measured = []
         for what, (seconds, count) in record["rates"].items():
             amount = amounts[notebook][what]
-            hours += seconds / count * amount / 3600
-            measured.append(f"{seconds / count:.3g} s x {amount:,.0f} {what}")
+            rate = seconds / max(1, count)
+            hours += rate * amount / 3600
+            measured.append(f"{rate:.3g} s x {amount:,.0f} {what}")
             if notebook in (TRACES, ANSWERS):  # tables grow, adapters do not
-                disk *= amount / count
+                disk *= amount / max(1, count)
         table[notebook] = {
             "measured rate x full run": ", ".join(measured) or "as measured here",
             "hours": f"{hours:.2f}",

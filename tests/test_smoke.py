@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from helpers import hospital, inference, profiles
+from helpers import hospital, profiles
 from helpers.machinery import notebooks
 from tests import mimic_fixture as fixture
 from tools import smoke
@@ -99,37 +98,65 @@ def test_every_notebook_is_cut_behind_the_cell_that_makes_its_artefact(
     assert "smoke.keep_few(cases)" in (places / "cut" / f"{smoke.FIRST}.ipynb").read_text()
 
 
-def test_time_inside_another_measured_call_counts_once(monkeypatch) -> None:
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """A clock that stands still, but for what is added to its only entry."""
     monkeypatch.setattr(smoke, "RATES", {})
-    clock = iter([0.0, 1.0, 4.0, 10.0])  # the outer call takes 10 s, 3 of them the inner one
-    monkeypatch.setattr(smoke.time, "monotonic", lambda: next(clock))
-
-    def answer(cases: list, samples: int = 1) -> str:
-        return "answers"
-
-    inner = smoke.timed(answer, "answers", lambda cases, samples=1: len(cases) * samples)
-    outer = smoke.timed(lambda trainer: inner([1, 2], samples=4), "rows", lambda trainer: 64)
-    assert outer(None) == "answers"
-    assert smoke.RATES == {"answers": [3.0, 8], "rows": [7.0, 64]}
+    monkeypatch.setattr(smoke, "SPENT", [])
+    now = [0.0]
+    monkeypatch.setattr(smoke.time, "monotonic", lambda: now[0])
+    return now
 
 
-def test_rows_of_training_are_those_that_the_data_could_fill(monkeypatch) -> None:
-    from helpers import teachers, training
+def test_an_answer_is_measured_in_a_batch_as_full_as_that_of_the_full_run(clock: list) -> None:
+    calls = []
 
-    monkeypatch.setattr(smoke, "RATES", {})
-    for module, name in ((inference, "predict"), (teachers, "_from_server")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(training, "run", lambda trainer, work, stage: time.sleep(0.01))
-    smoke.watch()
+    def predict(model, tokenizer, cases, profile=None, **options) -> str:
+        calls.append((len(cases), options))
+        clock[0] += 2 + 0.5 * len(cases)  # a batch has its own cost
+        return f"answers {len(calls)}"
+
+    watched = smoke._watched_predict(predict)
+    cases = pd.DataFrame({"hadm_id": range(8)})
+    options = {"batch_size": 20, "samples": 2, "keep": "folder"}
+    assert watched(None, None, cases, None, **options) == "answers 1"
+    assert [n for n, _ in calls] == [8, 20] and calls[0][1]["keep"] == "folder"
+    assert calls[1][1]["keep"] is None, "what is kept for a restart is not touched"
+    assert smoke.RATES == {"answers": 12 / 40}
+    watched(None, None, cases, None)
+    assert len(calls) == 3, "once for each notebook is enough"
+    assert sum(smoke.SPENT) == clock[0]
+
+
+def test_a_row_is_measured_in_the_last_step_and_starting_up_is_not(clock: list) -> None:
     args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=16)
-    trainer = SimpleNamespace(
-        args=args, train_dataset=[0] * 24, state=SimpleNamespace(global_step=2)
-    )
-    training.run(trainer, None, "sft")
-    assert smoke.RATES["rows"][1] == 48 and smoke.RATES["rows"][0] >= 0.01
+    callbacks: list = []
+    trainer = SimpleNamespace(args=args, train_dataset=[0] * 24, add_callback=callbacks.append)
+
+    def run(trainer, work, stage) -> None:
+        clock[0] += 100  # starts up
+        for seconds in (30, 12):  # the first step is slower
+            callbacks[-1].on_step_begin(args, None, None)
+            clock[0] += seconds
+            callbacks[-1].on_optimizer_step(args, None, None)
+            clock[0] += 50  # looks at held-out notes, saves
+
+    watched = smoke._watched_training(run)
+    watched(trainer, None, "sft")
+    assert smoke.RATES == {"rows": 12 / 24} and sum(smoke.SPENT) == 42
     args.num_generations = 8
-    training.run(trainer, None, "grpo")
-    assert smoke.RATES["rows"][1] == 48 + 64
+    watched(trainer, None, "grpo")
+    assert smoke.RATES == {"rows": 12 / 32}
+
+
+def test_a_servers_reply_is_measured_with_its_neighbours(clock: list) -> None:
+    def from_server(server, model, dialogues, limit, keep) -> list[str]:
+        clock[0] += 6
+        return [""] * len(dialogues)
+
+    watched = smoke._watched_server(from_server)
+    assert watched(None, None, {1: [], 2: [], 3: []}, 9, None) == ["", "", ""]
+    assert smoke.RATES == {"answers": 2.0} and smoke.SPENT == [6.0]
 
 
 def test_the_full_run_is_counted_by_the_numbers_of_the_notebooks(root: Path) -> None:
@@ -166,19 +193,20 @@ def test_the_forecast_follows_from_what_was_measured(places: Path, monkeypatch) 
     monkeypatch.setattr(smoke, "gb", lambda *names: 0.25)
     rates = {
         smoke.FIRST: {},
-        "03_lora_sft": {"answers": [8.0, 8], "rows": [48.0, 48]},
-        "05_inference": {"answers": [10.0, 100]},
+        "03_lora_sft": {"answers": 1.0, "rows": 1.0},
+        "05_inference": {"answers": 0.1},
     }
     for name, entry in rates.items():
-        smoke.places.write(run / "smoke" / f"{name}.json", {"rates": entry, "peak": 3.21})
-        smoke.places.write(run / "notebooks" / f".{name}.json", {"seconds": 90.0})
+        content = {"rates": entry, "spent": 56.0 * len(entry), "peak": 3.21}
+        smoke.places.write(run / "smoke" / f"{name}.json", content)
+        smoke.places.write(run / "notebooks" / f".{name}.json", {"seconds": 120.0})
     table = smoke.forecast(profiles.get("tiny"))
     hours = table["hours"].astype(float)
-    assert hours[smoke.FIRST] == pytest.approx(90 / 3600, abs=0.006)
-    assert hours["03_lora_sft"] == pytest.approx((34 + 200 + 280 * 16) / 3600, abs=0.006)
-    assert hours["05_inference"] == pytest.approx((80 + 0.1 * 2850) / 3600, abs=0.006)
+    assert hours[smoke.FIRST] == pytest.approx(120 / 3600, abs=0.006)
+    assert hours["03_lora_sft"] == pytest.approx((8 + 200 + 280 * 16) / 3600, abs=0.006)
+    assert hours["05_inference"] == pytest.approx((64 + 0.1 * 2850) / 3600, abs=0.006)
     assert table["memory GB"].tolist() == ["3.2"] * 3
-    assert table["disk GB"].tolist() == ["0.500", "0.250", f"{0.25 * 28.5:.3f}"]
+    assert table["disk GB"].tolist() == ["0.500", "0.250", f"{0.25 * 2850 / 40:.3f}"]
     assert "1 s x 4,480 rows" in table.loc["03_lora_sft"].iloc[0]
     monkeypatch.setattr(smoke.places, "is_synthetic", lambda: False)
     said = smoke.contents(profiles.get("tiny"))

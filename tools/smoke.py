@@ -11,7 +11,6 @@ a cell fails.
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
 import sys
@@ -33,13 +32,15 @@ ANSWERS = "05_inference"
 LAST = "06_hierarchical_f1_analysis"
 MAKING = (".finish()", "course.answers(")  # in a cell that makes an artefact
 LEAST_GB = {**profiles.LEAST_GB, "paper": 70}  # GiB of the card that a profile is for
-RATES: dict[str, list[float]] = {}  # "answers", or "rows" of training -> [seconds, how many]
+RATES: dict[str, float] = {}  # seconds for each of the "answers", or "rows" of training
+SPENT: list[float] = []  # seconds that went into them
 
 BEFORE = (
     f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport smoke\nsmoke.watch()"
 )
 CAVEAT = """\
-A model that has seen 2 steps seldom ends its answers: a trained one is quicker. Long notes that are
+Measured with whatever else runs on this machine. A model that has seen 2 steps seldom ends its
+answers: a trained one is quicker. Long notes that are
 not among the 40 need more memory: notebook 0 has an estimate for the longest. Not in the table: the
 download of the base, TF-IDF on all training notes, checkpoints, and the export of notebook 6 (the
 base in 16 bits)."""
@@ -49,42 +50,67 @@ base in 16 bits)."""
 
 
 def watch() -> None:
-    """Measure the time that answers and rows of training take from now on."""
+    """Measure from now on how long an answer and a row of training take: an answer in a batch as
+    full as the full run's, a row in the last step."""
     from helpers import inference, teachers, training
 
-    def rows(trainer: Any, **_: Any) -> int:
-        size = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
-        most = len(trainer.train_dataset) * getattr(trainer.args, "num_generations", 1)
-        return trainer.state.global_step * min(size, most)
-
-    def answers(cases: Any, samples: int = 1, **_: Any) -> int:
-        return len(cases) * samples
-
-    def replies(dialogues: dict, **_: Any) -> int:
-        return len(dialogues)
-
-    inference.predict = timed(inference.predict, "answers", answers)
-    teachers._from_server = timed(teachers._from_server, "answers", replies)
-    training.run = timed(training.run, "rows", rows)
+    inference.predict = _watched_predict(inference.predict)
+    teachers._from_server = _watched_server(teachers._from_server)
+    training.run = _watched_training(training.run)
 
 
-def timed(function: Callable, what: str, count: Callable) -> Callable:
-    """The function, which adds its time and count to RATES, less what others add meanwhile."""
+def _watched_predict(predict: Callable) -> Callable:
+    def watched(
+        model: Any, tokenizer: Any, cases: pd.DataFrame, profile: Any = None, **options: Any
+    ) -> pd.DataFrame:
+        start = time.monotonic()
+        answers = predict(model, tokenizer, cases, profile, **options)
+        if "answers" not in RATES and len(cases):
+            samples = options.get("samples", 1)
+            in_force = profile or profiles.current()
+            size = options.get("batch_size") or in_force.batch_size(samples)
+            batch = pd.concat([cases] * -(-size // len(cases)), ignore_index=True).head(size)
+            again = options | {"batch_size": size, "keep": None, "label": ""}
+            begin = time.monotonic()
+            predict(model, tokenizer, batch, profile, **again)
+            RATES["answers"] = (time.monotonic() - begin) / (size * samples)
+        SPENT.append(time.monotonic() - start)
+        return answers
 
-    def run(*arguments: Any, **options: Any) -> Any:
-        start = time.monotonic() - seconds_of(RATES)
-        result = function(*arguments, **options)
-        entry = RATES.setdefault(what, [0.0, 0])
-        entry[0] += time.monotonic() - start - seconds_of(RATES)
-        entry[1] += count(**inspect.signature(function).bind(*arguments, **options).arguments)
-        return result
-
-    return run
+    return watched
 
 
-def seconds_of(rates: dict[str, list[float]]) -> float:
-    """All seconds that were measured."""
-    return sum(seconds for seconds, _ in rates.values())
+def _watched_server(from_server: Callable) -> Callable:
+    def watched(server: Any, model: Any, dialogues: dict, *rest: Any) -> list[str]:
+        start = time.monotonic()
+        replies = from_server(server, model, dialogues, *rest)
+        SPENT.append(time.monotonic() - start)
+        RATES["answers"] = SPENT[-1] / max(1, len(dialogues))
+        return replies
+
+    return watched
+
+
+def _watched_training(run: Callable) -> Callable:
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.begin = time.monotonic()
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            SPENT.append(time.monotonic() - self.begin)
+
+    def watched(trainer: Any, *rest: Any) -> None:
+        trainer.add_callback(Clock())
+        steps = len(SPENT)
+        run(trainer, *rest)
+        arguments = trainer.args
+        size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        most = len(trainer.train_dataset) * getattr(arguments, "num_generations", 1)
+        RATES["rows"] = SPENT[steps:][-1] / min(size, most)
+
+    return watched
 
 
 def note(notebook: str) -> None:
@@ -97,7 +123,8 @@ def note(notebook: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_reserved()
-    places.write(notes() / f"{notebook}.json", {"rates": RATES, "peak": peak / 1e9})
+    content = {"rates": RATES, "spent": sum(SPENT), "peak": peak / 1e9}
+    places.write(notes() / f"{notebook}.json", content)
 
 
 def notes() -> Path:
@@ -167,16 +194,15 @@ def forecast(profile: profiles.Profile) -> pd.DataFrame:
     for notebook in notebooks.names():
         record = places.read(notes() / f"{notebook}.json")
         took = places.read(places.run_dir() / "notebooks" / f".{notebook}.json")["seconds"]
-        hours = (took - seconds_of(record["rates"])) / 3600  # loading and the like: as here
+        hours = (took - record["spent"]) / 3600  # loading, drawing and the like: as here
         disk = gb(*notebooks.makes(notebook))
         measured = []
-        for what, (seconds, count) in record["rates"].items():
+        for what, rate in record["rates"].items():
             amount = amounts[notebook][what]
-            rate = seconds / max(1, count)
             hours += rate * amount / 3600
             measured.append(f"{rate:.3g} s x {amount:,.0f} {what}")
-            if notebook in (TRACES, ANSWERS):  # tables grow, adapters do not
-                disk *= amount / max(1, count)
+        if notebook in (TRACES, ANSWERS):  # tables grow, adapters do not
+            disk *= amounts[notebook]["answers"] / sum(FEW.values())
         table[notebook] = {
             "measured rate x full run": ", ".join(measured) or "as measured here",
             "hours": f"{hours:.2f}",
@@ -251,9 +277,8 @@ def run() -> None:
     for name in originals:
         notebooks.execute(name, display)
     table = forecast(profile)
-    pd.set_option("display.width", 200, "display.max_colwidth", 90)
     hours = table["hours"].astype(float).sum()
-    print(f"\nWhat the full run of profile {profile.name} will take here:\n\n{table}\n")
+    print(f"\nWhat the full run of profile {profile.name} will take here:\n\n{table.to_string()}\n")
     print(f"About {hours:.1f} hours in all. {contents(profile)}\n\n{CAVEAT}")
     places.write(folder / "forecast.csv", table.to_csv())
 

@@ -74,7 +74,7 @@ def answer(others: dict[str, dict]) -> None:
     )
     choice = f"own = False\nothers = {others!r}"
     for source in (setup, sources[SETTINGS], choice, *(sources[name] for name in CELLS)):
-        result = shell.run_cell(source)
+        result = shell.run_cell(source, silent=True)
         error = result.error_before_exec or result.error_in_exec
         if error:
             raise error

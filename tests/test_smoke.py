@@ -140,10 +140,11 @@ def test_a_row_is_measured_in_the_last_step_and_starting_up_is_not(clock: list) 
             clock[0] += seconds
             callbacks[-1].on_optimizer_step(args, None, None)
             clock[0] += 50  # looks at held-out notes, saves
+            smoke.SPENT.append(7)
 
     watched = smoke._watched_training(run)
     watched(trainer, None, "sft")
-    assert smoke.RATES == {"rows": 12 / 24} and sum(smoke.SPENT) == 42
+    assert smoke.RATES == {"rows": 12 / 24} and sum(smoke.SPENT) == 42 + 14
     args.num_generations = 8
     watched(trainer, None, "grpo")
     assert smoke.RATES == {"rows": 12 / 32}

@@ -95,20 +95,23 @@ def _watched_training(run: Callable) -> Callable:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
+        seconds = 0.0  # of the last step
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.begin = time.monotonic()
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            SPENT.append(time.monotonic() - self.begin)
+            self.seconds = time.monotonic() - self.begin
+            SPENT.append(self.seconds)
 
     def watched(trainer: Any, *rest: Any) -> None:
-        trainer.add_callback(Clock())
-        steps = len(SPENT)
+        clock = Clock()
+        trainer.add_callback(clock)
         run(trainer, *rest)
         arguments = trainer.args
         size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         most = len(trainer.train_dataset) * getattr(arguments, "num_generations", 1)
-        RATES["rows"] = SPENT[steps:][-1] / min(size, most)
+        RATES["rows"] = clock.seconds / min(size, most)
 
     return watched
 

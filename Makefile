@@ -16,7 +16,7 @@ TEST := build/test
 GUARDED := ICD_PROFILE=tiny ICD_RUNS_DIR="$$PWD/$(TEST)/runs" ICD_DATA_DIR="$$PWD/$(TEST)/synthetic" FRESH= \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
-.PHONY: help setup course launch test test-slow study lint lab tiny-base clean
+.PHONY: help setup course smoke evaluate address launch test test-slow study lint lab tiny-base clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -38,6 +38,13 @@ setup: $(READY)  ## make .venv with the tested versions (the other targets do it
 
 course: $(READY)  ## run every notebook on the embedded data, print the table, leave the report
 	@$(PY) -m helpers.machinery.notebooks run
+
+smoke: $(READY)  ## every stage with 40 cases and 2 steps, then what the full run will take (hours, GB)
+	@$(PY) -m tools.smoke
+
+evaluate: $(READY)  ## a model beside the baselines, nothing trained: make evaluate MODEL=... [PROMPT=...] [DATA=...]
+	@test -n "$(MODEL)" || { echo "MODEL= is missing: a hub id or a folder, as in make evaluate MODEL=DATEXIS/DeepICD-R1-7B"; exit 2; }
+	@$(PY) -m tools.evaluate "$(MODEL)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(DATA),--data "$(DATA)")
 
 launch: $(READY)  ## one notebook on several devices: make launch NB=04_qlora_grpo CONFIG=configs/ddp.yaml
 	@test -f "$(CONFIG)" || { echo "CONFIG=$(CONFIG): no such file. Take one of: $(wildcard configs/*.yaml)"; exit 2; }
@@ -63,6 +70,9 @@ lint: $(READY)
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyterlab notebooks
+
+address: $(READY)  ## point badges, set-up cells and metadata at a fork: make address REPO=owner/name
+	@$(PY) -m tools.address "$(REPO)"
 
 tiny-base: $(READY)  ## train the tiny base model that ships with the course anew
 	@$(PY) -m tools.tiny_base

@@ -167,9 +167,9 @@ def _check_finite(precision: Any, _: torch.Tensor, scores: torch.Tensor) -> torc
     if not scores.amax(dim=-1).isfinite().all():
         raise FloatingPointError(
             f"predict: in {precision} this model computes logits that are no finite numbers. "
-            "float16 overflows in some models, Qwen2.5 among them: load it in float32 "
-            "(model.float()), or on a GPU that computes in bfloat16. In another precision its "
-            "weights are damaged: copy or download them again."
+            "float16 overflows in some models, Qwen2.5 among them; on a GPU without bfloat16 4-bit "
+            "layers compute in it: load it with four_bit=False there, or take a newer GPU. "
+            "Elsewhere its weights are damaged: copy or download them again."
         )
     return scores
 

@@ -63,13 +63,16 @@ def base_path(base: str) -> str:
 
 
 def dtype_for_device() -> torch.dtype:
-    """bfloat16 where the GPU computes in it (compute capability >= 8.0), float16 on older GPUs,
-    float32 on a CPU."""
+    """The precision of what is not quantised: bfloat16 where the GPU computes in it (compute
+    capability >= 8.0), float32 elsewhere.
+
+    On older GPUs, such as a T4, Qwen2 overflows in float16. On a CPU bf16 is mostly emulated: 2 to
+    5 times slower.
+    """
     import torch
 
-    if not torch.cuda.is_available():
-        return torch.float32  # bf16 on a CPU is mostly emulated: 2 to 5 times slower
-    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    has_bf16 = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def nf4() -> BitsAndBytesConfig:
@@ -79,7 +82,11 @@ def nf4() -> BitsAndBytesConfig:
     import torch
     from transformers import BitsAndBytesConfig
 
-    if not torch.cuda.is_available():
+    compute = dtype_for_device()
+    if torch.cuda.is_available():
+        if compute == torch.float32:
+            compute = torch.float16  # the 4-bit layers alone: float32 would be slow on such a GPU
+    else:
         # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first eval() and later
         # gradients are wrong.
         bnb.nn.modules.has_avx512bf16 = lambda: False
@@ -87,7 +94,7 @@ def nf4() -> BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype_for_device(),
+        bnb_4bit_compute_dtype=compute,
     )
 
 
@@ -359,9 +366,10 @@ def _file(source: str | Path, name: str) -> Path | None:
     from transformers.utils import cached_file
 
     try:
-        return Path(cached_file(str(source), name))
+        file = cached_file(str(source), name)
     except OSError:  # no such file, folder or repository
         return None
+    return Path(file) if file else None  # for a config.json that a folder lacks: None
 
 
 def files(*folders: str | Path | None) -> dict[str, list[int]]:

@@ -29,6 +29,18 @@ MOST_CITED = 3
 NOTHING = "nothing specific"  # what a trace cites where the note holds no telling finding
 COLUMNS = ("hadm_id", "think", "code", "kept", "why")
 
+_QUOTE = re.compile('["\u201c]([^"\u201c\u201d]+)["\u201d]')
+_LIST_MARK = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
+_NUMBER = re.compile(r"(?<![\w.])(?<![A-Za-z]-)\d+(?:[.,]\d+)*")  # none of I21.02 or COVID-19
+# Stems of the international names (WHO), and some common names that have none.
+_DRUG = re.compile(
+    r"\b(?:\w+(?:pril|sartan|olol|dipine|statin|azole|cillin|mycin|micin|floxacin|cycline|parin"
+    r"|xaban|grel|gliptin|gliflozin|glutide|formin|semide|thiazide|tidine|setron|triptan|azepam"
+    r"|azolam|caine|mab|nib|vir|oxetine|apine|idone|sone|solone|profen|codone|phylline|terol)"
+    r"|aspirin|acetaminophen|amiodarone|ceftriaxone|digoxin|fentanyl|heparin|insulin|levothyroxine"
+    r"|lithium|morphine|naloxone|nitroglycerin|phenytoin|vancomycin|warfarin)\b"
+)
+
 
 def template_teacher(note: str, key: str, *, habit: float = HABIT) -> tuple[str, str]:
     """(reasoning, dotted code) for an admission note; `key` decides whether the habit strikes.
@@ -75,13 +87,38 @@ def cited_findings(think: str) -> list[str]:
     return [quote for quote in quotes if quote not in ("", NOTHING)]
 
 
-def check(think: str, code: str | None, note: str) -> str | None:
+def unstated(think: str, note: str) -> list[str]:
+    """What a reasoning in free text states and the note does not: quotations in double quotes,
+    numbers, and words that look like a drug's name.
+
+    Nothing else is looked at. What a reasoning says in its own words may be wrong and is kept.
+
+    >>> unstated('"Chest pain" since 3 days, on warfarin.', "CC: chest pain for 2 days")
+    ['3', 'warfarin']
+    """
+    text = " ".join(note.lower().split())
+    numbers = {*re.findall(r"\d+(?:[.,]\d+)*", text)}
+    quotes = [part for quote in _QUOTE.findall(think) for part in re.split(r"\.{3}|…", quote)]
+    quotes = [" ".join(quote.lower().split()).strip(" .,;:") for quote in quotes]
+    own = _LIST_MARK.sub("", _QUOTE.sub(" ", think))
+    drugs = _DRUG.findall(own.lower())
+    return [
+        *(quote for quote in quotes if quote not in text),
+        *(number for number in _NUMBER.findall(own) if number not in numbers),
+        *(drug for drug in drugs if drug not in text),
+    ]
+
+
+def check(
+    think: str, code: str | None, note: str, dictionary: set[str] | None = None
+) -> str | None:
     """Why a trace is dropped, in one line; None if it is kept.
 
-    Its code exists, its format parses, and it cites only what the note says. It is deliberately not
-    compared with the label: distillation here is unsupervised, as in the paper.
+    Its code exists (in ICD-10-CM or in MIMIC's `dictionary`), its format parses, and it cites only
+    what the note says: all findings of the course's template, and of free text what `unstated` can
+    find. It is deliberately not compared with the label.
     """
-    if not icd.is_valid(code):
+    if not icd.is_valid(code, dictionary):
         return f"no valid code: {code!r}"
     try:
         problem = prompts.parse(prompts.answer(think, code)).problem
@@ -96,6 +133,9 @@ def check(think: str, code: str | None, note: str) -> str | None:
     for quote in quotes:
         if " ".join(quote.lower().split()) not in text:
             return f"cites what the note does not say: {quote!r}"
+    if not think.startswith("Findings:"):
+        for fact in unstated(think, note):
+            return f"states what the note does not say: {fact!r}"
     return None
 
 
@@ -108,14 +148,16 @@ def from_template(cases: pd.DataFrame, *, habit: float = HABIT) -> pd.DataFrame:
     return checked(rows)
 
 
-def checked(rows: list[tuple[int, str, str | None, str]]) -> pd.DataFrame:
+def checked(
+    rows: list[tuple[int, str, str | None, str]], dictionary: set[str] | None = None
+) -> pd.DataFrame:
     """The table of traces for rows (hadm_id, think, normalised code or None, note).
 
     Columns hadm_id, think, code, kept, and why (missing where the trace is kept).
     """
     table = []
     for hadm_id, think, code, note in rows:
-        why = check(think, code, note)
+        why = check(think, code, note, dictionary)
         table.append((hadm_id, think, code, why is None, why))
     return pd.DataFrame(table, columns=COLUMNS)
 

@@ -28,15 +28,17 @@ def defaults(dtype: torch.dtype, **arguments: Any) -> dict[str, Any]:
     ones shared out among the processes of a launch."""
     import torch
 
+    has_card = torch.cuda.is_available()
+    is_older = has_card and dtype == torch.float32  # its 4-bit layers compute in float16
     common = {
         "bf16": dtype == torch.bfloat16,
-        "fp16": dtype == torch.float16,
+        "fp16": dtype == torch.float16 or is_older,
         "save_total_limit": 1,
         "report_to": "none",  # no tracker: logs of real notes stay on the machine
         "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": has_card,
         "ddp_find_unused_parameters": False,
-        "use_cpu": not torch.cuda.is_available(),  # where the model is, on a Mac too
+        "use_cpu": not has_card,  # where the model is, on a Mac too
     }
     return common | per_device(arguments)
 

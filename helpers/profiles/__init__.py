@@ -3,7 +3,7 @@ model from the 7B one.
 
 `sft` and `grpo` hold the argument names of TRL's SFTConfig and GRPOConfig, `lora` those of PEFT's
 LoraConfig: notebooks pass them on as they are. `current()` chooses by the hardware; the environment
-variable ICD_PROFILE overrides the choice. Taught in notebook 0.
+variable ICD_PROFILE overrides the choice, ICD_BASE the profile's base. Taught in notebook 0.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def fingerprint(base: str) -> str:
 
 PROFILES = {
     name: read(Path(__file__).with_name(f"{name}.yaml"))
-    for name in ("tiny", "t4", "gpu24", "paper")
+    for name in ("tiny", "small", "t4", "gpu24", "paper")
 }
 
 
@@ -186,9 +186,17 @@ def choose(gpu_memory: float | None) -> str:
 
 
 def current() -> Profile:
-    """The profile in force: ICD_PROFILE, else by the hardware."""
+    """The profile in force: ICD_PROFILE, else by the hardware; on the base that ICD_BASE names.
+
+    ICD_BASE is a hub id or a folder; of a relative one, the course's own folder is the beginning.
+    """
     name = os.environ.get("ICD_PROFILE", "").strip()
-    return get(name or choose(gpu_gb()))
+    profile = get(name or choose(gpu_gb()))
+    base = os.environ.get("ICD_BASE", "").strip()
+    folder = Path(__file__).parents[2] / Path(base).expanduser()
+    if base and base != "tiny" and folder.is_dir():
+        base = str(folder)
+    return profile.replace(base=base) if base else profile
 
 
 def gpu_gb() -> float | None:

@@ -112,7 +112,7 @@ def convert(gguf: Path, out: Path) -> Path:
 
 
 def read(gguf: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """Model in bf16 and tokenizer of a GGUF file. Raises ValueError for what is not SmolLM2-135M."""
+    """Model (bf16) and tokenizer of a GGUF file. Raises ValueError for what is not SmolLM2-135M."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 

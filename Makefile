@@ -13,7 +13,7 @@ READY := .venv/ready
 # What is removed is named relative to this folder, and the shell itself puts its path in ($$PWD, quoted): a folder with blanks
 # or quotes in its name works like any other.
 TEST := build/test
-GUARDED := ICD_PROFILE=tiny ICD_RUNS_DIR="$$PWD/$(TEST)/runs" ICD_DATA_DIR="$$PWD/$(TEST)/synthetic" FRESH= \
+GUARDED := ICD_PROFILE=tiny ICD_BASE= ICD_RUNS_DIR="$$PWD/$(TEST)/runs" ICD_DATA_DIR="$$PWD/$(TEST)/synthetic" FRESH= \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
 .PHONY: help setup course launch test test-slow study lint lab small-base tiny-base clean

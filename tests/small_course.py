@@ -130,8 +130,9 @@ inference.predict = predict
 CUTS = {"03_lora_sft": SFT, "04_qlora_grpo": GRPO, "05_inference": INFERENCE}
 
 
-def environment(root: Path) -> dict[str, str]:
-    """Data, runs and notebooks below `root`, the tiny profile, one thread: the same sums in the same order every time."""
+def environment(root: Path, **env: str) -> dict[str, str]:
+    """Data, runs and notebooks below `root`, the tiny profile, one thread: the same sums in the same order every time.
+    env: what is to be other than that."""
     there = {
         "ICD_PROFILE": "tiny",
         "ICD_DATA_DIR": str(root / "synthetic"),
@@ -143,12 +144,12 @@ def environment(root: Path) -> dict[str, str]:
     return {
         k: v
         for k, v in os.environ.items()
-        if k not in ("ICD_MAKING", "ICD_HEADLESS", "RANK", "WORLD_SIZE")
-    } | there
+        if k not in ("ICD_MAKING", "ICD_HEADLESS", "ICD_BASE", "RANK", "WORLD_SIZE")
+    } | (there | env)
 
 
-def run_folder(root: Path) -> Path:
-    return root / "runs" / "synthetic-tiny"
+def run_folder(root: Path, profile: str = "tiny") -> Path:
+    return root / "runs" / f"synthetic-{profile}"
 
 
 def copy_notebook(
@@ -180,19 +181,18 @@ def copy_notebook(
     nbformat.write(nb, root / "notebooks" / f"{name}.ipynb")
 
 
-def prepare(root: Path) -> None:
+def prepare(root: Path, **env: str) -> None:
     """Data, cases and traces below `root`."""
     (root / "notebooks").mkdir(parents=True)
-    subprocess.run(
-        [sys.executable, "-c", PREPARE], env=environment(root), cwd=ROOT, check=True, timeout=300
-    )
+    command = [sys.executable, "-c", PREPARE]
+    subprocess.run(command, env=environment(root, **env), cwd=ROOT, check=True, timeout=300)
 
 
 def course(root: Path, *arguments: str, **env: str) -> str:
     """What `python -m helpers.machinery.notebooks` prints; fails where it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "helpers.machinery.notebooks", *arguments],
-        env=environment(root) | env,
+        env=environment(root, **env),
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ from helpers import profiles
 from helpers.machinery import memory
 from helpers.profiles import Profile
 
-GPU_PROFILES = [p for p in profiles.PROFILES.values() if p.base != "tiny"]
+GPU_PROFILES = [p for p in profiles.PROFILES.values() if p.name in docs_tables.CARDS]
 replace = Profile.replace
 
 

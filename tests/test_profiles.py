@@ -84,6 +84,29 @@ def test_icd_profile_overrides_and_an_unknown_name_lists_the_known(monkeypatch) 
         profiles.current()
 
 
+def test_icd_base_names_another_base_for_the_profile_in_force(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A folder is found from wherever a notebook's kernel was started."""
+    monkeypatch.setenv("ICD_PROFILE", "small")
+    monkeypatch.delenv("ICD_BASE", raising=False)
+    assert profiles.current() == profiles.get("small")
+    assert profiles.get("small").base == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    monkeypatch.chdir(tmp_path)
+    for given, base in (
+        ("helpers/tiny_base", str(profiles.TINY_BASE)),  # beginning at the course's own folder
+        (str(tmp_path), str(tmp_path)),
+        ("owner/model", "owner/model"),
+        ("tiny", "tiny"),
+        (" ", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ):
+        monkeypatch.setenv("ICD_BASE", given)
+        assert profiles.current().base == base
+    monkeypatch.setenv("ICD_BASE", "helpers/tiny_base")
+    assert profiles.current().replace(base="x") == profiles.get("small").replace(base="x")
+    assert profiles.get("small").record("sft") != profiles.current().record("sft")
+
+
 def test_without_a_driver_the_choice_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ICD_PROFILE", raising=False)
     code = (

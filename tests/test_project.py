@@ -59,7 +59,8 @@ def test_constraints_are_exact_and_torch_comes_first() -> None:
 def test_every_dependency_is_pinned_inside_its_range_with_a_reason() -> None:
     pins, lines = constraints(), (ROOT / "constraints.txt").read_text().splitlines()
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["lab"], *extras["test"]]:
+    listed = [*extras["lab"], *extras["test"], *extras["small"]]
+    for text in [*PROJECT["dependencies"], *listed]:
         need = Requirement(text)
         name = canonicalize_name(need.name)
         assert need.specifier and need.specifier.contains(pins[name]), (
@@ -104,9 +105,21 @@ def test_conda_gives_the_same_environment() -> None:
 
 def test_the_makefile_installs_what_the_project_names() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert makefile.count("-c constraints.txt") == 2 and "-e '.[lab,test]'" in makefile
+    assert (
+        makefile.count("-c constraints.txt") == makefile.count("pip install") == 4
+        and "-e '.[lab,test]'" in makefile
+    )
     assert {"lab", "test", "gpu"} <= set(PROJECT["optional-dependencies"])
-    for target in ("course", "test", "test-slow", "lab", "tiny-base", "clean", "help"):
+    for target in (
+        "course",
+        "test",
+        "test-slow",
+        "lab",
+        "small-base",
+        "tiny-base",
+        "clean",
+        "help",
+    ):
         assert re.search(rf"^{target}:", makefile, re.M), target
     assert "make test\n" in (ROOT / ".ci" / "run").read_text()
 

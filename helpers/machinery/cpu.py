@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 M_TRIM_THRESHOLD = -1  # options of glibc's mallopt, from malloc.h
 M_MMAP_MAX = -4
-MOST_UNPACKED = 50_000_000  # parameters: an unpacked copy is full size
+MOST_UNPACKED = 150_000_000  # parameters: an unpacked copy is full size
 
 
 def keep_memory() -> bool:

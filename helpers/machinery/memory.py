@@ -38,8 +38,8 @@ NO_MEMORY = (
     "ALLOC_FAILED",
     "_ArrayMemoryError",
 )
-# The fields of Qwen/Qwen2.5-*-Instruct that count here, largest model first.
-QWEN = tomllib.loads(Path(__file__).with_name("memory_qwen.toml").read_text(encoding="utf-8"))
+# The fields that count here of models on the hub, largest model first.
+ON_HUB = tomllib.loads(Path(__file__).with_name("memory_bases.toml").read_text(encoding="utf-8"))
 
 
 def processes() -> int:
@@ -51,8 +51,8 @@ def config(base: str) -> dict[str, Any]:
     """The config of a profile's base: of its folder, of the table above, or of the hub's local
     cache; of a model for pictures and text, its part for text. Raises OSError if there is none that
     the estimate knows how to read."""
-    if base in QWEN:
-        return QWEN[base]
+    if base in ON_HUB:
+        return ON_HUB[base]
     folder = profiles.TINY_BASE if base == "tiny" else Path(base)
     file = folder / "config.json"
     if file.is_file():
@@ -204,7 +204,7 @@ def measured(profile: Profile, stage: str) -> float | None:
     """Measured peak in GB, where this is the profile's class of hardware and none of its settings
     was changed."""
     is_shipped = profile == profiles.PROFILES.get(profile.name)
-    is_its_hardware = (profiles.gpu_gb() is None) == (profile.base == "tiny")
+    is_its_hardware = (profiles.gpu_gb() is None) == (profile.name in ("tiny", "small"))
     return profile.peak_gb.get(NOTEBOOK[stage]) if is_shipped and is_its_hardware else None
 
 

@@ -39,17 +39,19 @@ LAUNCH = (
     "ACCELERATE_",
     "FSDP_",
 )
+OPTIONAL = ("08_real_notes",)  # needs data that the reader downloads
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def names(only: str | None = None) -> list[str]:
-    """The notebooks of the course in order, or the one. Raises ValueError where it is unknown."""
+    """The notebooks of the course in order, without optional ones, or the one. Raises ValueError
+    where it is unknown."""
     folder = places.notebooks_dir()
     stems = sorted(path.stem for path in folder.glob("[0-9][0-9]_*.ipynb"))
     if not stems or (only and only not in stems):
         known = ", ".join(stems) or "none"
         raise ValueError(f"{folder}: no notebook {only or ''}. There are: {known}.")
-    return [only] if only else stems
+    return [only] if only else [stem for stem in stems if stem not in OPTIONAL]
 
 
 def makes(notebook: str) -> list[str]:

@@ -3,7 +3,8 @@ model from the 7B one.
 
 `sft` and `grpo` hold the argument names of TRL's SFTConfig and GRPOConfig, `lora` those of PEFT's
 LoraConfig: notebooks pass them on as they are. `current()` chooses by the hardware; the environment
-variables ICD_PROFILE and ICD_TEACHER (who writes the traces) override it. Taught in notebook 0.
+variable ICD_PROFILE overrides the choice, ICD_BASE the profile's base, ICD_TEACHER who writes the
+traces. Taught in notebook 0.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def fingerprint(base: str) -> str:
 
 PROFILES = {
     name: read(Path(__file__).with_name(f"{name}.yaml"))
-    for name in ("tiny", "t4", "gpu24", "paper")
+    for name in ("tiny", "small", "t4", "gpu24", "paper")
 }
 
 
@@ -200,12 +201,20 @@ def choose(gpu_memory: float | None) -> str:
 
 
 def current() -> Profile:
-    """The profile in force: ICD_PROFILE, else by the hardware; with the teacher ICD_TEACHER."""
+    """The profile in force: ICD_PROFILE, else by the hardware; on the base that ICD_BASE names.
+
+    ICD_BASE is a hub id or a folder; of a relative one, the course's own folder is the beginning.
+    ICD_TEACHER names the teacher.
+    """
     name = os.environ.get("ICD_PROFILE", "").strip()
     is_colab = "google.colab" in sys.modules  # where nobody asked for hours on its card
     profile = get(name or choose(None if is_colab else gpu_gb()))
-    teacher = os.environ.get("ICD_TEACHER", "").strip()
-    return profile.replace(teacher=teacher) if teacher else profile
+    teacher = os.environ.get("ICD_TEACHER", "").strip() or profile.teacher
+    base = os.environ.get("ICD_BASE", "").strip() or profile.base
+    folder = Path(__file__).parents[2] / Path(base).expanduser()
+    if base != "tiny" and folder.is_dir():
+        base = str(folder)
+    return profile.replace(teacher=teacher, base=base)
 
 
 def gpu_gb() -> float | None:

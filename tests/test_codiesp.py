@@ -15,11 +15,25 @@ import pandas as pd
 import pytest
 import small_course as small
 
-from helpers import codiesp
 from helpers.machinery import notebooks
 
 NOTEBOOK = small.ROOT / "notebooks" / "08_real_notes.ipynb"
 CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
+SOURCES = {cell.id: cell.source for cell in CELLS}
+READER: dict[str, Any] = {}  # what the cells of the loader and of the rule define
+for source in (SOURCES["08-04b"], SOURCES["08-06b"].rpartition("\n\n\n")[0]):
+    exec(
+        "import re\nimport pandas as pd\nfrom pathlib import Path\nfrom helpers import icd", READER
+    )
+    exec(source, READER)
+admission_note = READER["admission_note"]
+
+
+def read(folder: str | Path, part: str = "train") -> pd.DataFrame:
+    cases = READER["read_reports"](folder, part)
+    return cases.assign(note=cases["text"].map(admission_note))
+
+
 REPORTS = {
     "S0000-1": (
         "A 61-year-old woman came with chest pain.\n"
@@ -59,7 +73,7 @@ def archive(folder: Path, part: str = "train") -> Path:
 
 @pytest.mark.parametrize("part", ["train", "dev"])
 def test_an_archive_is_read_as_cases_with_their_codes(tmp_path: Path, part: str) -> None:
-    cases = codiesp.read(archive(tmp_path, part), part)
+    cases = read(archive(tmp_path, part), part)
     assert list(cases["hadm_id"]) == list(cases["subject_id"]) == list(REPORTS)
     assert list(cases["codes"]) == [["I214", "R079", "I10"], ["J189"], ["S72001A", "R52"]]
     assert cases["note"].iloc[0].splitlines() == [
@@ -79,7 +93,7 @@ def test_the_rule_cuts_at_the_first_later_sentence_that_is_not_about_the_past() 
         ("A.\nNo pathological finding.\nPathology showed B.", 2),
         ("A.\r\nB.\r\nHe was followed up.", 2),
     ):
-        note = codiesp.admission_note(text)
+        note = admission_note(text)
         assert len(note.splitlines()) == kept, text
         assert (
             note.splitlines() == [line.strip() for line in text.splitlines() if line.strip()][:kept]
@@ -159,10 +173,10 @@ def test_a_broken_archive_is_refused_with_the_place(
     tmp_path: Path, damage: Any, kind: type[Exception], says: str
 ) -> None:
     root = archive(tmp_path)
-    codiesp.read(root)
+    read(root)
     damage(root)
     with pytest.raises(kind, match=says):
-        codiesp.read(root)
+        read(root)
 
 
 # -------------------------------------------------------------------------------------------------- the notebook
@@ -219,9 +233,10 @@ def test_without_the_archive_the_notebook_stops_with_a_sentence(
 ) -> None:
     monkeypatch.setenv("ICD_CODIESP_DIR", str(tmp_path / "none"))
     cells = [c.source for c in CELLS if c.cell_type == "code"]
-    place, reading = cells[1:3]
+    place, loader, reading = cells[1:4]
     names: dict[str, Any] = {}
     exec(place, names)
+    exec(loader, names)
     with pytest.raises(FileNotFoundError, match="none/train: no trainD.tsv.*Download CodiEsp"):
         exec(reading, names)
     assert "cases" not in names, "nothing is made before"
@@ -253,7 +268,7 @@ def test_the_training_part_of_the_real_archive_is_read_whole() -> None:
     place = os.environ.get("ICD_CODIESP_DIR")
     if not place:
         pytest.skip("ICD_CODIESP_DIR names no archive of CodiEsp, which a reader downloads himself")
-    cases = codiesp.read(place)
+    cases = read(place)
     assert len(cases) == 500 and cases["codes"].map(len).mean() > 10
     shares = cases["note"].map(len) / cases["text"].map(len)
     assert shares.median() < 0.5 and cases["note"].map(len).min() > 0

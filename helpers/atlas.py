@@ -24,6 +24,7 @@ import json
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,27 +42,28 @@ SYNTHETIC = '<meta name="data" content="synthetic">'
 UNUSABLE = -1  # in place of the leaf of an answer
 NOT_ASKED = -2
 CHUNK = 200  # cases whose texts the page reads at a time
-SCORED = (*rewards.DEFAULT, rewards.grounding_reward)
+SCORED = {
+    reward.__name__.removesuffix("_reward"): reward
+    for reward in (*rewards.DEFAULT, rewards.grounding_reward, rewards.total)
+}
 _NAMED = re.compile(r":\s*([A-Z]\d[0-9A-Z])\b")  # the category in a reasoning of the course's form
 
 
 @dataclass
 class Column:
-    """The answers of one model of one run, a value for each case of the page.
+    """The answers of one model of one run.
 
-    rows: hadm_id -> first sample. predicted: leaf of the tree, UNUSABLE or NOT_ASKED. distance:
-    edges of the tree from the truth. named: whether the reasoning names the category of the answer
-    (1), another one (2) or none (0). rewards: name -> values. None is what does not exist.
+    rows: hadm_id -> first sample. numbers: name -> a value for each case of the page, None where
+    there is none: `predicted`, the leaf of the tree, UNUSABLE or NOT_ASKED; `distance`, edges of
+    the tree from the truth; `named`, whether the reasoning names the category of the answer (1),
+    another one (2) or none (0); and what each reward gives.
     """
 
     key: str
     label: str
     colour: str
-    rows: dict[int, dict[str, Any]] = field(repr=False)
-    predicted: list[int] = field(default_factory=list)
-    distance: list[int | None] = field(default_factory=list)
-    named: list[int | None] = field(default_factory=list)
-    rewards: dict[str, list[float | None]] = field(default_factory=dict)
+    rows: dict[int, dict[str, Any]]
+    numbers: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
 
 def write(
@@ -96,13 +98,10 @@ def write(
         raise FileNotFoundError(
             f"{run / 'answers'}: no finished answers of any model. Run 05_inference first."
         )
-    asked = set().union(*(column.rows for column in columns))
-    test = cases[cases["hadm_id"].isin(asked)].drop_duplicates("hadm_id")
-    ideal = _ideal(data) if is_synthetic else None
-    numbers, texts = _content(cases, test.to_dict("records"), columns, ideal)
-    numbers |= {"run": run.name, "synthetic": is_synthetic}
-    numbers["scores"] = places.read(run / "metrics.json").get("models", {})
-    return places.write(out, _page(numbers, texts))
+    ideal = _ideal(data, columns) if is_synthetic else None
+    numbers, texts = _content(cases, columns, ideal)
+    numbers |= {"run": run.name, "scores": places.read(run / "metrics.json").get("models", {})}
+    return places.write(out, _page(numbers, texts, is_synthetic))
 
 
 def show(page: Path, height: int = 900) -> Any:
@@ -117,7 +116,9 @@ def show(page: Path, height: int = 900) -> Any:
     text = page.read_text(encoding="utf-8")
     name = html.escape(places.show(page))
     if SYNTHETIC not in text[:1000]:
-        return HTML(f"<p>{name} holds credentialed notes: open it in a browser of this machine.</p>")
+        return HTML(
+            f"<p>{name} holds credentialed notes: open it in a browser of this machine.</p>"
+        )
     if os.environ.get("ICD_HEADLESS"):
         size = len(text) / 1e6
         return HTML(f"<p>The atlas is {name} ({size:.1f} MB): open it in any browser.</p>")
@@ -177,159 +178,159 @@ def _shared(run: Path, cases: pd.DataFrame, other: Path) -> pd.DataFrame:
 
 
 def _columns(run: Path, cases: pd.DataFrame, suffix: str = "") -> list[Column]:
-    """The finished answers of a run and of its experiments, in the order of the course's tables."""
+    """The finished answers of a run in the order of the course's tables, then of experiments."""
     columns = []
-    folders = [*run.glob("answers/[!.]*/"), *run.glob("experiments/*/answers/[!.]*/")]
-    known = list(plots.MODELS)
-    for folder in folders:
-        model = folder.name
-        experiment = folder.parts[-3] if folder.parent.parent != run else ""
-        key = f"{model}@{experiment}{suffix}" if experiment else model + suffix
-        if not store.is_whole(folder):
-            places.say(f"{places.show(folder)}: not whole, left out")
-            continue
-        rows = _first_samples(folder / "answers.parquet", cases)
+    for folder in [*run.glob("answers/[!.]*/"), *run.glob("experiments/[!.]*/answers/[!.]*/")]:
+        experiment = "" if folder.parent.parent == run else folder.parts[-3]
+        rows = _first_samples(folder, cases)
         if not rows:
-            places.say(f"{places.show(folder)}: answers none of the cases, left out")
+            places.say(f"{places.show(folder)}: not whole, or no case answered: left out")
             continue
-        label = " · ".join(filter(None, [plots.label(model), experiment, suffix[1:]]))
-        columns.append(Column(key, label, plots.colour(model), rows))
-    rank = {model: place for place, model in enumerate(known)}
-    return sorted(columns, key=lambda column: ("@" in column.key, rank.get(column.key, 99)))
+        key = folder.name + f"@{experiment}" * bool(experiment) + suffix
+        label = " · ".join(filter(None, [plots.label(folder.name), experiment, suffix[1:]]))
+        columns.append(Column(key, label, plots.colour(folder.name), rows))
+    order = [plots.label(model) for model in plots.MODELS]
+    known = [column for label in order for column in columns if column.label == label]
+    return known + sorted((c for c in columns if c not in known), key=lambda column: column.key)
 
 
-def _first_samples(file: Path, cases: pd.DataFrame) -> dict[int, dict[str, Any]]:
-    """hadm_id -> first sample. Raises ValueError where a column is missing or few fit the cases."""
-    table = pd.read_parquet(file)
+def _first_samples(folder: Path, cases: pd.DataFrame) -> dict[int, dict[str, Any]]:
+    """hadm_id -> first sample, {} where the artefact is not whole.
+
+    Raises ValueError where a column is missing or an answer fits no case.
+    """
+    if not store.is_whole(folder):
+        return {}
+    table = pd.read_parquet(folder / "answers.parquet")
     missing = {"hadm_id", "predicted"} - set(table)
     if missing:
-        raise ValueError(f"{file}: the columns {sorted(missing)} are missing. Run 05_inference.")
+        raise ValueError(f"{folder}: the columns {sorted(missing)} are missing. Run 05_inference.")
     if "sample" in table:
         table = table[table["sample"] == 0]
-    fits = table["hadm_id"].isin(cases["hadm_id"])
-    if not fits.all():
+    strangers = (~table["hadm_id"].isin(cases["hadm_id"])).sum()
+    if strangers:
         raise ValueError(
-            f"{file}: {(~fits).sum()} of {len(fits)} answers are for admissions that are not in "
+            f"{folder}: {strangers} of {len(table)} answers are for admissions that are not in "
             "the table of cases. They belong to other data: run 05_inference again."
         )
-    table = table.drop_duplicates("hadm_id")
-    return dict(zip(table["hadm_id"], table.to_dict("records"), strict=True))
+    return {row["hadm_id"]: row for row in reversed(table.to_dict("records"))}
 
 
-def _ideal(data: Path) -> pd.DataFrame | None:
+def _ideal(data: Path, columns: list[Column]) -> pd.DataFrame | None:
+    """What the ideal reader says; a column of its own where the run has none."""
     try:
-        return casebook.ideal_reader(data)
+        ideal = casebook.ideal_reader(data)
     except ValueError as error:  # an older hospital
         places.say(f"no ideal reader on the page: {error}")
         return None
+    if "ideal" not in [column.key for column in columns]:
+        rows = {i: {"predicted": code} for i, code in ideal["full"].items()}
+        columns.append(Column("ideal", plots.label("ideal"), plots.colour("ideal"), rows))
+    return ideal
 
 
 # ------------------------------------------------------------------------------- what is written
 
 
 def _content(
-    cases: pd.DataFrame,
-    test: list[dict[str, Any]],
-    columns: list[Column],
-    ideal: pd.DataFrame | None,
+    cases: pd.DataFrame, columns: list[Column], ideal: pd.DataFrame | None
 ) -> tuple[dict[str, Any], list[list[Any]]]:
-    """(numbers of all cases, texts in chunks): what the page is filled with."""
-    gold = [str(icd.normalise(case["code"])) for case in test]
-    ids = [int(case["hadm_id"]) for case in test]
-    if ideal is not None and "ideal" not in [column.key for column in columns]:
-        answers = {i: {"predicted": code} for i, code in ideal["full"].items()}
-        columns.append(Column("ideal", plots.label("ideal"), plots.colour("ideal"), answers))
+    """(numbers of all cases, texts in chunks): what the page is filled with.
+
+    Cases are those that a model answered; the ideal reader alone asks for none.
+    """
+    asked = set().union(*(column.rows for column in columns if column.key != "ideal"))
+    table = cases[cases["hadm_id"].isin(asked)].drop_duplicates("hadm_id")
+    table = table.assign(gold=table["code"].map(icd.normalise))
     codes = {icd.normalise(row["predicted"]) for column in columns for row in column.rows.values()}
-    nodes, leaves = _tree({*gold, *codes} - {None})
-    trained = cases.loc[cases["split"] == "train", "code"].map(icd.normalise).value_counts()
+    nodes, leaves = _tree({*table["gold"], *codes} - {None})
+    train = cases.loc[cases["split"] == "train", "code"].map(icd.normalise).value_counts()
     texts = []
-    for start in range(0, len(test), CHUNK):
-        chunk = []
-        for case, code in zip(test[start : start + CHUNK], gold[start : start + CHUNK], strict=True):
-            answers = [_answer(column, case, code, leaves) for column in columns]
-            missed = [] if ideal is None else telling_findings(case["note"], code)
-            chunk.append([case["note"], missed, answers])
-        texts.append(chunk)
+    for case in table.to_dict("records"):
+        answers = [_answer(column, case, leaves) for column in columns]
+        missed = [] if ideal is None else telling_findings(case["note"], case["gold"])
+        texts.append([case["note"], missed, answers])
+    table = table.assign(
+        gold=table["gold"].map(leaves),
+        words=table["note"].str.split().str.len(),
+        trained=table["gold"].map(train).fillna(0).astype(int),
+        sure=None if ideal is None else table["hadm_id"].map(ideal["full_p"].round(3)),
+    )
+    shown = ["hadm_id", "subject_id", "gold", "words", "trained", "sure"]
     numbers = {
         "nodes": nodes,
-        "cases": {
-            "id": ids,
-            "patient": [int(case["subject_id"]) for case in test],
-            "gold": [leaves[code] for code in gold],
-            "words": [len(case["note"].split()) for case in test],
-            "trained": [int(trained.get(code, 0)) for code in gold],
-            "sure": None if ideal is None else ideal["full_p"].reindex(ids).round(3).tolist(),
-        },
+        "cases": table[shown].to_dict("list"),
         "columns": [
-            {name: value for name, value in vars(column).items() if name != "rows"}
+            {"key": column.key, "label": column.label, "colour": column.colour, **column.numbers}
             for column in columns
         ],
         "kinds": [[name.label, name.colour] for name in plots.KINDS.values()],
     }
-    return numbers, texts
+    return numbers, [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
 
 
-def _answer(column: Column, case: dict[str, Any], gold: str, leaves: dict[str, int]) -> Any:
+def _answer(column: Column, case: dict[str, Any], leaves: dict[str, int]) -> list[Any] | None:
     """Append the numbers of one answer to its column; gives its texts: [reasoning, why it is
     unusable or malformed, the completion where the reasoning and the code are not all of it]."""
-    row = column.rows.get(case["hadm_id"])
-    code = icd.normalise(row["predicted"]) if row else None
-    text = row.get("completion") if row else None
+    row = column.rows.get(case["hadm_id"], {})
+    code = icd.normalise(row.get("predicted"))
+    text = row.get("completion")
     text = text if isinstance(text, str) else ""  # a baseline that writes nothing has none
-    column.predicted.append(leaves.get(code, UNUSABLE) if row else NOT_ASKED)
-    column.distance.append(icd.tree_distance(code, gold) if code else None)
-    columns = {"completions": [text], "code": [gold], "note": [case["note"]]}
-    values = {reward.__name__: reward(**columns)[0] for reward in SCORED} if text else {}
-    if text:
-        values["total"] = rewards.total(**columns)[0]
-    for name in [*(reward.__name__ for reward in SCORED), "total"]:
-        value = round(values[name], 3) if text else None
-        column.rewards.setdefault(name.removesuffix("_reward"), []).append(value)
     parsed = prompts.parse(text)
     named = _NAMED.search(parsed.think)
-    is_other = named and code and named.group(1) != icd.category(code)
-    column.named.append(None if not text else int(bool(named)) + int(bool(is_other)))
+    numbers = {
+        "predicted": leaves.get(code, UNUSABLE) if row else NOT_ASKED,
+        "distance": icd.tree_distance(code, case["gold"]) if code else None,
+        "named": 0,
+    }
+    if named:
+        numbers["named"] = 1 if named.group(1) == icd.category(code) else 2
+    columns = {"completions": [text], "code": [case["gold"]], "note": [case["note"]]}
+    for name, reward in SCORED.items():
+        numbers[name] = round(reward(**columns)[0], 3) if text else None
+    for name, value in numbers.items():
+        column.numbers[name].append(value)
     if not row:
         return None
     problem = parsed.problem if text else None
-    if code is None and parsed.code:
+    if parsed.code and not code:
         problem = f"{icd.dotted(parsed.code)} does not exist"
     return [parsed.think, problem, text if problem else None]
 
 
 def _tree(codes: Iterable[str]) -> tuple[list[list[Any]], dict[str, int]]:
-    """(nodes [depth, parent, key, name, title] in the order of the classification, code -> leaf)."""
-    import simple_icd_10_cm as cm
+    """(nodes [depth, parent, key, name, title] in the classification's order, code -> leaf)."""
+    from simple_icd_10_cm import get_description
 
     nodes: list[list[Any]] = []
-    places_of: dict[tuple, int] = {}
+    known: dict[tuple, int] = {}
     leaves = {}
     for code in sorted(codes, key=lambda code: (icd.chapter(code), code)):
-        parent = -1
+        leaf = -1
         path: tuple = ()
-        for depth, (level, value) in enumerate(icd.ancestors(code).items()):
+        for depth, value in enumerate(icd.ancestors(code).values()):
             path += (value,)
-            if path not in places_of:
+            if path not in known:
                 name = icd.dotted(value) or value or "–"
-                title = icd.title(value) if level != "block" else None
-                if level == "chapter":
+                title = icd.title(value)
+                if depth == 0:
                     name = f"{value} {icd.chapter_short(value)}"
                     title = icd.chapter_title(value)
-                elif level == "block" and value:
-                    title = cm.get_description(value).removesuffix(f" ({value})")
-                places_of[path] = len(nodes)
-                nodes.append([depth, parent, str(value), name, title])
-            parent = places_of[path]
-        leaves[code] = parent
+                elif depth == 1 and value:
+                    title = get_description(value).removesuffix(f" ({value})")
+                known[path] = len(nodes)
+                nodes.append([depth, leaf, str(value), name, title])
+            leaf = known[path]
+        leaves[code] = leaf
     return nodes, leaves
 
 
-def _page(numbers: dict[str, Any], texts: list[list[Any]]) -> str:
+def _page(numbers: dict[str, Any], texts: list[list[Any]], is_synthetic: bool) -> str:
     source = {file.name: file.read_text(encoding="utf-8") for file in SOURCES.iterdir()}
     script = "\n" + "\n".join(source[name] for name in SCRIPTS)
     template = Environment(autoescape=True).from_string(source["atlas.html.j2"])
     return template.render(
-        synthetic=SYNTHETIC if numbers["synthetic"] else "",
+        synthetic=SYNTHETIC if is_synthetic else "",
         run=numbers["run"],
         style=source["atlas.css"],
         script=script,
@@ -353,9 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", help="the file to write (default: atlas.html in the run folder)")
     chosen = parser.parse_args(arguments)
     try:
-        page = write(
-            chosen.run or places.run_dir(), chosen.other, data=chosen.data, out=chosen.out
-        )
+        page = write(chosen.run or places.run_dir(), chosen.other, data=chosen.data, out=chosen.out)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,11 +7,12 @@ const LEVEL_NAMES = ["chapter", "block", "category", "code"];
 const KINDS = ["full", "category", "chapter", "wrong", "unusable"]; // the deepest level that is right
 const KIND_NAMES = atlas.kinds.map(([label]) => label);
 const KIND_COLOURS = atlas.kinds.map(([, colour]) => colour);
+const REWARDS = ["format", "hierarchical", "grounding", "total"];
 const UNUSABLE = -1;
 const NOT_ASKED = -2;
 const CHUNK = 200; // as in helpers/atlas.py
 
-const count = atlas.cases.id.length;
+const count = atlas.cases.hadm_id.length;
 const nodes = atlas.nodes.map(([depth, parent, key, name, title]) => ({ depth, parent, key, name, title }));
 const childrenOf = nodes.map(() => []);
 const roots = [];
@@ -26,12 +27,12 @@ const up = LEVELS.map((_, depth) =>
   }),
 );
 
-const ids = Float64Array.from(atlas.cases.id);
-const caseOf = new Map(atlas.cases.id.map((id, i) => [String(id), i]));
+const ids = Float64Array.from(atlas.cases.hadm_id);
+const caseOf = new Map(atlas.cases.hadm_id.map((id, i) => [String(id), i]));
 const gold = Int32Array.from(atlas.cases.gold);
 const words = Int32Array.from(atlas.cases.words);
 const trained = Int32Array.from(atlas.cases.trained);
-const sure = atlas.cases.sure && numbers(atlas.cases.sure);
+const sure = count && atlas.cases.sure[0] !== null ? numbers(atlas.cases.sure) : null;
 
 function numbers(values) {
   return Float32Array.from(values, (value) => (value === null ? NaN : value));
@@ -50,13 +51,13 @@ const columns = atlas.columns.map((column) => {
     while (answer >= 0 && deep[i] < 4 && up[deep[i]][answer] === up[deep[i]][gold[i]]) deep[i]++;
     kind[i] = !asked[i] ? 5 : !usable[i] ? 4 : [3, 2, 2, 1, 0][deep[i]];
   }
-  const rewards = Object.fromEntries(Object.entries(column.rewards).map(([name, values]) => [name, numbers(values)]));
+  const rewards = Object.fromEntries(REWARDS.map((name) => [name, numbers(column[name])]));
   return { ...column, predicted, asked, usable, deep, kind, rewards, grounding: rewards.grounding, reward: rewards.total };
 });
 const columnOf = new Map(columns.map((column) => [column.key, column]));
 const ideal = columnOf.get("ideal");
 
-const repeats = count - new Set(atlas.cases.patient).size;
+const repeats = count - new Set(atlas.cases.subject_id).size;
 
 // ------------------------------------------------------------------------------- texts, on demand
 

@@ -10,21 +10,37 @@ function update({ filters, ...changes }, isNew = true) {
   writeAddress(isNew);
 }
 
+// What a change redraws: first the panels in view, then, after that frame, the others.
+const PANELS = {
+  "panel-scores": (cases) => drawScores(cases),
+  "panel-flow": () => drawChange(),
+  "panel-tree": () => drawTree(),
+  "panel-heat": () => (drawHeat(), drawPairs()),
+  "panel-facets": () => drawFacets(),
+  cases: (cases) => (drawList(cases), drawCase()),
+};
+const inView = new Set(Object.keys(PANELS));
+const waiting = { timer: 0, panels: [] };
+
 function draw() {
   applyFilters();
   const cases = selected();
   drawControls();
   drawChips();
-  drawScores(cases);
-  drawChange();
-  drawTree();
-  drawHeat();
-  drawPairs();
-  drawFacets();
-  drawList(cases);
-  drawCase();
   byId("status").textContent = `${plural(cases.length, "case")} selected`;
   byId("tip").hidden = true;
+  const order = Object.keys(PANELS).sort((x, y) => inView.has(y) - inView.has(x));
+  waiting.panels = order.filter((panel) => !inView.has(panel));
+  for (const panel of order) if (inView.has(panel)) PANELS[panel](cases);
+  clearTimeout(waiting.timer);
+  requestAnimationFrame(() => (waiting.timer = setTimeout(() => drawWaiting(cases))));
+}
+
+function drawWaiting(cases) {
+  const panel = waiting.panels.shift();
+  if (!panel) return;
+  PANELS[panel](cases);
+  waiting.timer = setTimeout(() => drawWaiting(cases));
 }
 
 function drawControls() {
@@ -155,6 +171,10 @@ function start() {
   for (const type of ["pointerover", "focusin"]) document.addEventListener(type, tipFor);
   document.addEventListener("pointerout", (event) => event.relatedTarget || (byId("tip").hidden = true));
   new ResizeObserver(resized).observe(document.body);
+  const watch = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) inView[isIntersecting ? "add" : "delete"](target.id);
+  });
+  for (const panel of Object.keys(PANELS)) watch.observe(byId(panel));
   document.body.dataset.ready = "yes";
 }
 

@@ -59,7 +59,7 @@ const FACETS = {
     ofShown: true,
     of: () => {
       const { named, usable } = shown();
-      return (i) => (named[i] === 1 && usable[i] ? 0 : named[i] === 2 ? 1 : 2);
+      return (i) => (named[i] && usable[i] ? named[i] - 1 : 2);
     },
   },
   mine: {

@@ -188,6 +188,7 @@ function drawScores(cases) {
       gap && h("td", { class: isClear ? "clear" : "" }, h("b", {}, tell(change, gap.value)), interval(change, gap)),
     );
   });
+  const isOutcome = ["change", "flow", "pair", "named"].some((key) => key in state.filters);
   const heads = both.map((column, k) => h("th", { scope: "col" }, dot(column), `${"AB"[k]} ${column.label}`));
   redraw(
     byId("scores"),
@@ -197,6 +198,7 @@ function drawScores(cases) {
       h("thead", {}, h("tr", {}, h("td"), heads, h("td"), !isOne() && h("th", { scope: "col" }, "B − A"))),
       h("tbody", {}, rows),
     ),
+    h("p", { class: "hint fixed" }, isOutcome ? "Cases chosen by their outcome: these scores follow from the choice." : ""),
   );
 }
 
@@ -384,21 +386,15 @@ function drawTree() {
   }
   const focused = box.contains(document.activeElement) ? document.activeElement : null;
   const wanted = new Set(needed.map(([node]) => node));
-  for (const [node, mark] of treeMarks) {
-    if (wanted.has(node)) continue;
-    mark.remove();
-    treeMarks.delete(node);
-  }
-  let place = box.firstElementChild;
+  for (const [node, mark] of treeMarks) if (!wanted.has(node)) mark.hidden = true;
+  const isNew = needed.some(([node]) => !treeMarks.has(node));
   for (const [node, top, size] of needed) {
     if (!treeMarks.has(node)) treeMarks.set(node, treeMark(node));
     const mark = treeMarks.get(node);
-    if (mark === place) place = place.nextElementSibling;
-    else box.insertBefore(mark, place);
+    mark.hidden = false;
     const result = collected[node] ? collected[node].told(measure.kind) : { value: NaN, n: 0 };
     const { depth, name, title } = nodes[node];
-    mark.style.top = `${top}px`;
-    mark.style.height = `${Math.max(1, size - 1)}px`;
+    Object.assign(mark.style, { top: `${top}px`, height: `${Math.max(1, size - 1)}px` });
     paint(mark, SHADES, (result.value - measure.range[0]) / (measure.range[1] - measure.range[0]));
     const value = Number.isNaN(result.value) ? "" : tell(measure.kind, result.value);
     const label = `${LEVEL_NAMES[depth]} ${name}, ${plural(totals[node], "case")}, ${measure.label()} ${told(measure.kind, result)}`;
@@ -415,9 +411,14 @@ function drawTree() {
       node === zoom ? "Click to go up" : "Click to zoom in and filter",
     ]);
   }
-  const first = focused?.isConnected ? focused : treeMarks.get(zoom) ?? box.firstElementChild;
-  for (const mark of box.children) mark.tabIndex = mark === first ? 0 : -1;
-  if (focused && !focused.isConnected) first?.focus({ preventScroll: true });
+  if (isNew) {
+    const all = [...treeMarks.keys()].sort((x, y) => x - y); // the order of the classification
+    box.replaceChildren(...all.map((node) => treeMarks.get(node)));
+  }
+  const first = focused && !focused.hidden ? focused : (treeMarks.get(zoom) ?? treeMarks.get(needed[0]?.[0]));
+  box.querySelector("[tabindex='0']")?.setAttribute("tabindex", "-1");
+  first?.setAttribute("tabindex", "0");
+  if (focused && document.activeElement !== first) first?.focus({ preventScroll: true });
   box.classList.toggle("empty", !cases.length);
   drawCrumbs(zoom);
   drawLegend(measure);
@@ -431,6 +432,7 @@ function treeMark(node) {
     {
       role: "treeitem",
       "aria-level": depth + 1,
+      tabindex: "-1",
       class: `node depth-${depth}`,
       data: { key: String(node) },
       onclick: () => update({ filters: { node: node === state.filters.node ? (nodes[node].parent < 0 ? null : nodes[node].parent) : node } }),
@@ -443,7 +445,7 @@ function treeMark(node) {
 function treeKeys(event) {
   const mark = event.target.closest("[role=treeitem]");
   if (!mark || event.altKey || event.ctrlKey || event.metaKey) return;
-  const all = [...event.currentTarget.children];
+  const all = [...event.currentTarget.children].filter((node) => !node.hidden);
   const place = all.indexOf(mark);
   const depth = (element) => Number(element.getAttribute("aria-level"));
   const level = depth(mark);
@@ -537,7 +539,8 @@ function drawHeat() {
     byId("heat"),
     h(
       "table",
-      { class: "heat" },
+      { class: "heat", style: { minWidth: `${8.6 + 1.3 * columnClasses.length}rem` } },
+      h("colgroup", {}, h("col", { class: "first" }), h("col", { span: columnClasses.length })),
       h("caption", { class: "hidden" }, `True ${level} in rows, ${level} predicted by ${label} in columns, cases`),
       h("thead", {}, h("tr", {}, h("td", { class: "corner" }, `true ↓, predicted →`), columnClasses.map((to) => h("th", { scope: "col", title: nameOf(to) }, short(to))))),
       h("tbody", {}, rowClasses.map((from) => h("tr", {}, h("th", { scope: "row" }, nodes[from].name, h("span", { class: "hint" }, ` ${totals.get(from)}`)), columnClasses.map((to) => cell(from, to))))),

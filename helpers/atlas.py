@@ -254,7 +254,7 @@ def _content(
         gold=table["gold"].map(leaves),
         words=table["note"].str.split().str.len(),
         trained=table["gold"].map(train).fillna(0).astype(int),
-        sure=None if ideal is None else table["hadm_id"].map(ideal["full_p"].round(3)),
+        sure=None if ideal is None else table["hadm_id"].map(ideal["full_p"].round(6)),
     )
     shown = ["hadm_id", "subject_id", "gold", "words", "trained", "sure"]
     numbers = {

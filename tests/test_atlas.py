@@ -146,7 +146,7 @@ def test_training_counts_the_training_cases_and_sure_is_the_ideal_readers(run, m
     numbers = page.numbers["cases"]
     assert numbers["trained"] == [train.count(names[leaf]) for leaf in numbers["gold"]]
     ideal = casebook.ideal_reader(made[1]).loc[numbers["hadm_id"]]
-    assert numbers["sure"] == pytest.approx(list(ideal["full_p"]), abs=1e-3)
+    assert numbers["sure"] == pytest.approx(list(ideal["full_p"]), abs=1e-6)
     assert [names[leaf] for leaf in page.columns["ideal"]["predicted"]] == list(ideal["full"])
 
 

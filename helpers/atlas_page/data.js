@@ -35,7 +35,7 @@ const trained = Int32Array.from(atlas.cases.trained);
 const sure = count && atlas.cases.sure[0] !== null ? numbers(atlas.cases.sure) : null;
 
 function numbers(values) {
-  return Float32Array.from(values, (value) => (value === null ? NaN : value));
+  return Float64Array.from(values, (value) => (value === null ? NaN : value));
 }
 
 const columns = atlas.columns.map((column) => {

@@ -539,7 +539,7 @@ function drawHeat() {
     byId("heat"),
     h(
       "table",
-      { class: "heat", style: { minWidth: `${8.6 + 1.3 * columnClasses.length}rem` } },
+      { class: "heat", style: { minWidth: `${10 + 1.25 * columnClasses.length}rem` } },
       h("colgroup", {}, h("col", { class: "first" }), h("col", { span: columnClasses.length })),
       h("caption", { class: "hidden" }, `True ${level} in rows, ${level} predicted by ${label} in columns, cases`),
       h("thead", {}, h("tr", {}, h("td", { class: "corner" }, `true ↓, predicted →`), columnClasses.map((to) => h("th", { scope: "col", title: nameOf(to) }, short(to))))),

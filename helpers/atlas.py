@@ -41,6 +41,7 @@ SCRIPTS = ("data.js", "state.js", "views.js", "cases.js", "main.js")
 SYNTHETIC = '<meta name="data" content="synthetic">'
 UNUSABLE = -1  # in place of the leaf of an answer
 NOT_ASKED = -2
+MOST_MISSED = 3  # findings of a case that its page names
 CHUNK = 200  # cases whose texts the page reads at a time
 SCORED = {
     reward.__name__.removesuffix("_reward"): reward
@@ -126,7 +127,7 @@ def show(page: Path, height: int = 900) -> Any:
     return HTML(f'<div>{frame}{html.escape(text)}"></iframe></div>')
 
 
-def telling_findings(note: str, code: str, most: int = 3) -> list[str]:
+def telling_findings(note: str, code: str) -> list[str]:
     """The phrases of a synthetic note that speak most for a code, strongest first; none for a code
     outside the casebook.
 
@@ -137,7 +138,7 @@ def telling_findings(note: str, code: str, most: int = 3) -> list[str]:
     if dotted not in casebook.casebook().codes:
         return []
     spans = casebook.read(note)[1]
-    return [spans[name] for name in casebook.evidence(dotted, spans, most)[0]]
+    return [spans[name] for name in casebook.evidence(dotted, spans, MOST_MISSED)[0]]
 
 
 # ------------------------------------------------------------------------------- what is read
@@ -160,7 +161,7 @@ def _is_synthetic(data: Path, cases: pd.DataFrame) -> bool:
         return False
     ids = ["subject_id", "hadm_id"]
     written = pd.read_parquet(truth / "findings.parquet", columns=ids)
-    return len(cases[ids].merge(written.drop_duplicates(), on=ids)) == len(cases)
+    return len(cases.merge(written.drop_duplicates())) == len(cases)
 
 
 def _shared(run: Path, cases: pd.DataFrame, other: Path) -> pd.DataFrame:
@@ -190,8 +191,8 @@ def _columns(run: Path, cases: pd.DataFrame, suffix: str = "") -> list[Column]:
         label = " · ".join(filter(None, [plots.label(folder.name), experiment, suffix[1:]]))
         columns.append(Column(key, label, plots.colour(folder.name), rows))
     order = [plots.label(model) for model in plots.MODELS]
-    known = [column for label in order for column in columns if column.label == label]
-    return known + sorted((c for c in columns if c not in known), key=lambda column: column.key)
+    columns.sort(key=lambda column: column.key)
+    return sorted(columns, key=lambda column: [*order, column.label].index(column.label))
 
 
 def _first_samples(folder: Path, cases: pd.DataFrame) -> dict[int, dict[str, Any]]:
@@ -303,24 +304,22 @@ def _tree(codes: Iterable[str]) -> tuple[list[list[Any]], dict[str, int]]:
     from simple_icd_10_cm import get_description
 
     nodes: list[list[Any]] = []
-    known: dict[tuple, int] = {}
+    known: dict[tuple, int] = {}  # (parent, key) -> place in `nodes`
     leaves = {}
     for code in sorted(codes, key=lambda code: (icd.chapter(code), code)):
         leaf = -1
-        path: tuple = ()
-        for depth, value in enumerate(icd.ancestors(code).values()):
-            path += (value,)
-            if path not in known:
-                name = icd.dotted(value) or value or "–"
-                title = icd.title(value)
+        for depth, key in enumerate(icd.ancestors(code).values()):
+            if (leaf, key) not in known:
+                name = icd.dotted(key) or key or "–"
+                title = icd.title(key)
                 if depth == 0:
-                    name = f"{value} {icd.chapter_short(value)}"
-                    title = icd.chapter_title(value)
-                elif depth == 1 and value:
-                    title = get_description(value).removesuffix(f" ({value})")
-                known[path] = len(nodes)
-                nodes.append([depth, leaf, str(value), name, title])
-            leaf = known[path]
+                    name = f"{key} {icd.chapter_short(key)}"
+                    title = icd.chapter_title(key)
+                elif depth == 1 and key:
+                    title = get_description(key).removesuffix(f" ({key})")
+                known[leaf, key] = len(nodes)
+                nodes.append([depth, leaf, str(key), name, title])
+            leaf = known[leaf, key]
         leaves[code] = leaf
     return nodes, leaves
 
@@ -348,13 +347,14 @@ def _json(value: Any) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m helpers.atlas")
-    parser.add_argument("run", nargs="?", help="a run folder (default: that of the course)")
+    parser.add_argument(
+        "run", nargs="?", default=places.run_dir(), help="a run folder (default: the course's)"
+    )
     parser.add_argument("--with", dest="other", metavar="OTHER_RUN", help="a second run beside it")
     parser.add_argument("--data", help="the data folder of the run (default: ICD_DATA_DIR)")
     parser.add_argument("--out", help="the file to write (default: atlas.html in the run folder)")
-    chosen = parser.parse_args(arguments)
     try:
-        page = write(chosen.run or places.run_dir(), chosen.other, data=chosen.data, out=chosen.out)
+        page = write(**vars(parser.parse_args(arguments)))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -105,7 +105,7 @@ class Atlas:
 
     def settle(self) -> None:
         self.page.wait_for_timeout(400)
-        self.page.wait_for_function("waiting.panels.length === 0")
+        self.page.locator("body[data-settled]").wait_for()
 
     def chips(self) -> list[str]:
         self.settle()
@@ -266,7 +266,8 @@ def test_confusions_and_slices_filter(page, outcomes):
 def test_two_models_are_compared_word_by_word(page, outcomes):
     page.page.get_by_role("button", name=re.compile(r"\d+ broken")).click()
     page.settle()
-    page.page.keyboard.press("n")  # the first is the hostile one
+    page.page.keyboard.press("n")
+    page.page.keyboard.press("n")  # behind the hostile and the long one
     page.settle()
     cards = page.page.locator("#case .card")
     assert cards.count() == 2
@@ -279,7 +280,9 @@ def test_two_models_are_compared_word_by_word(page, outcomes):
     shared = set(re.findall(r"\w+", marked)) - set(re.findall(r"\w+", " ".join(only)))
     assert len(shared) < len(words[1]), "and not everything is"
     assert "mattered, not cited" in page.page.locator("#case").inner_text()
+    page.page.keyboard.press("x")
     page.page.locator("#model-a").select_option("base")
+    page.settle()
     assert "BASE" in page.page.locator("#case .card").first.inner_text().upper()
     page.page.get_by_role("button", name="Swap A and B").click()
     assert page.page.locator("#model-b").input_value() == "base"

@@ -133,6 +133,7 @@ const MISSED = 2;
 const DIFFERENT = 4;
 const WORD = /[\p{L}\p{N}_]+(?:[.'/-][\p{L}\p{N}_]+)*/gu;
 const CLAUSE = /[.;,:()\n]+(?:\s|$)|\s[-–]\s/;
+const MOST_COMPARED = 800; // words of a reasoning that are compared with another's
 const LONGEST = 4000; // words of a reasoning that are looked for in the note
 
 // What the reasoning takes from the note word for word: findings of a rationale in the course's form, whole clauses of two
@@ -186,7 +187,7 @@ function markPhrases(marks, text, phrases, bit) {
 
 // The characters of `text` whose words are not in the longest common sequence of words with `other`.
 function markDifferences(marks, text, other) {
-  const tokens = (source) => Array.from(source.matchAll(/\S+/g)).slice(0, 800);
+  const tokens = (source) => Array.from(source.matchAll(/\S+/g)).slice(0, MOST_COMPARED);
   const [x, y] = [tokens(text), tokens(other)];
   const table = Array.from({ length: x.length + 1 }, () => new Uint16Array(y.length + 1));
   for (let i = x.length - 1; i >= 0; i--) {

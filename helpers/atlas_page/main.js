@@ -10,12 +10,15 @@ function update({ filters, ...changes }, isNew = true) {
   writeAddress(isNew);
 }
 
-// What a change redraws: first the panels in view, then, after that frame, the others.
+const FIRST = 30; // ms that a change may take before the browser shows what is ready
+
+// What a change redraws: first the panels in view while there is time, then, after that frame, the others.
 const PANELS = {
   "panel-scores": (cases) => drawScores(cases),
   "panel-flow": () => drawChange(),
   "panel-tree": () => drawTree(),
-  "panel-heat": () => (drawHeat(), drawPairs()),
+  "panel-heat": () => drawHeat(),
+  pairs: () => drawPairs(),
   "panel-facets": () => drawFacets(),
   cases: (cases) => (drawList(cases), drawCase()),
 };
@@ -30,16 +33,19 @@ function draw() {
   byId("status").textContent = `${plural(cases.length, "case")} selected`;
   byId("tip").hidden = true;
   const order = Object.keys(PANELS).sort((x, y) => inView.has(y) - inView.has(x));
-  waiting.panels = order.filter((panel) => !inView.has(panel));
-  for (const panel of order) if (inView.has(panel)) PANELS[panel](cases);
+  const until = performance.now() + FIRST;
+  while (order.length && inView.has(order[0]) && performance.now() < until) PANELS[order.shift()](cases);
+  waiting.panels = [...order, "labels"];
+  delete document.body.dataset.settled;
   clearTimeout(waiting.timer);
   requestAnimationFrame(() => (waiting.timer = setTimeout(() => drawWaiting(cases))));
 }
 
 function drawWaiting(cases) {
   const panel = waiting.panels.shift();
-  if (!panel) return;
-  PANELS[panel](cases);
+  if (!panel) return void (document.body.dataset.settled = "yes");
+  if (panel === "labels") labelTree();
+  else PANELS[panel](cases);
   waiting.timer = setTimeout(() => drawWaiting(cases));
 }
 
@@ -152,6 +158,7 @@ function measureBoxes() {
 function resized() {
   if (!measureBoxes()) return;
   drawTree();
+  labelTree();
   drawRows();
 }
 

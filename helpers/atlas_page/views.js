@@ -396,9 +396,8 @@ function drawTree() {
     const { depth, name, title } = nodes[node];
     Object.assign(mark.style, { top: `${top}px`, height: `${Math.max(1, size - 1)}px` });
     paint(mark, SHADES, (result.value - measure.range[0]) / (measure.range[1] - measure.range[0]));
-    const value = Number.isNaN(result.value) ? "" : tell(measure.kind, result.value);
-    const label = `${LEVEL_NAMES[depth]} ${name}, ${plural(totals[node], "case")}, ${measure.label()} ${told(measure.kind, result)}`;
-    mark.setAttribute("aria-label", label);
+    const value = Number.isNaN(result.value) || size < LINE ? "" : tell(measure.kind, result.value);
+    treeLabels.set(mark, () => `${LEVEL_NAMES[depth]} ${name}, ${plural(totals[node], "case")}, ${measure.label()} ${told(measure.kind, result)}`);
     mark.setAttribute("aria-selected", String(node === zoom));
     mark.classList.toggle("small", size < LINE);
     mark.classList.toggle("tall", size >= 3 * LINE);
@@ -422,6 +421,13 @@ function drawTree() {
   box.classList.toggle("empty", !cases.length);
   drawCrumbs(zoom);
   drawLegend(measure);
+}
+
+const treeLabels = new Map(); // mark -> what a screen reader says, written after the picture
+
+function labelTree() {
+  for (const [mark, label] of treeLabels) mark.setAttribute("aria-label", label());
+  treeLabels.clear();
 }
 
 function treeMark(node) {
@@ -506,15 +512,11 @@ function drawHeat() {
     totals.set(from, (totals.get(from) ?? 0) + 1);
     named.set(to, (named.get(to) ?? 0) + 1);
   }
-  const often = (map) => [...map.keys()].sort((x, y) => map.get(y) - map.get(x));
-  const rowClasses = often(totals).slice(0, depth ? MOST_ROWS : 99).sort((x, y) => x - y);
-  const others = often(named).filter((to) => to >= 0 && !rowClasses.includes(to));
-  const room = Math.max(0, MOST_COLUMNS - rowClasses.length);
-  const columnClasses = [...rowClasses, ...others.slice(0, depth ? room : 99)].sort((x, y) => x - y);
-  if (named.has(UNUSABLE)) columnClasses.push(UNUSABLE);
+  const n = (from, to) => rows.get(from)?.get(to) ?? 0;
+  const { rowClasses, columnClasses, left } = depth ? classesInside(totals, named) : allChapters();
 
-  const lost = (from) => totals.get(from) - (rows.get(from).get(from) ?? 0);
-  const sized = rowClasses.filter((from) => totals.get(from) >= 10);
+  const lost = (from) => totals.get(from) - n(from, from);
+  const sized = rowClasses.filter((from) => totals.get(from) >= 10 && lost(from));
   const worst = sized.sort((x, y) => lost(y) / totals.get(y) - lost(x) / totals.get(x))[0];
   const level = LEVEL_NAMES[depth];
   byId("heat-take").textContent =
@@ -522,31 +524,88 @@ function drawHeat() {
       ? `${label}, by ${level}.`
       : `${label} loses most in ${nodes[worst].name}: ${lost(worst)} of ${totals.get(worst)} are given another ${level}.`;
 
+  const table = heatTable(depth, rowClasses, columnClasses);
   const chosen = state.filters.flow;
-  const pick = (from, to) => update({ filters: { flow: chosen && chosen.from === from && chosen.to === to ? null : { from, to } } });
-  const cell = (from, to) => {
-    const n = rows.get(from).get(to) ?? 0;
-    if (!n) return h("td", { class: from === to ? "own" : "" });
-    const part = n / totals.get(from);
-    const text = `true ${nameOf(from)}, predicted ${nameOf(to)}: ${n} of ${totals.get(from)}`;
-    const button = h("button", { type: "button", "aria-label": text, "aria-pressed": String(Boolean(chosen && chosen.from === from && chosen.to === to)), data: { key: `${from}_${to}` }, onclick: () => pick(from, to) }, String(n));
-    paint(button, from === to ? ["#F1EDF8", "#8066AE", "#3F1D6B"] : ["#FBF3E4", "#E3BE7F", "#C98A1B"], from === to ? part : 0.1 + 1.8 * part);
-    withTip(button, () => [`${nameOf(from)} → ${nameOf(to)}`, `${n} of ${plural(totals.get(from), "case")} (${percent(part)} ${interval95(n, totals.get(from))})`, nodes[from].title, to >= 0 && to !== from ? `taken for ${nodes[to].title ?? nameOf(to)}` : ""]);
-    return h("td", {}, button);
-  };
+  for (const from of rowClasses) {
+    table.sizes.get(from).textContent = ` ${totals.get(from) ?? 0}`;
+    for (const to of columnClasses) {
+      const button = table.buttons.get(`${from}_${to}`);
+      const cases = n(from, to);
+      button.hidden = !cases;
+      if (!cases) continue;
+      const part = cases / totals.get(from);
+      button.textContent = cases;
+      button.setAttribute("aria-label", `true ${nameOf(from)}, predicted ${nameOf(to)}: ${cases} of ${totals.get(from)}`);
+      button.setAttribute("aria-pressed", String(Boolean(chosen && chosen.from === from && chosen.to === to)));
+      paint(button, from === to ? OWN : OTHER, from === to ? part : 0.1 + 1.8 * part);
+      withTip(button, () => [
+        `${nameOf(from)} → ${nameOf(to)}`,
+        `${cases} of ${plural(totals.get(from), "case")} (${percent(part)} ${interval95(cases, totals.get(from))})`,
+        nodes[from].title,
+        to >= 0 && to !== from ? `taken for ${nodes[to].title ?? nameOf(to)}` : "",
+      ]);
+    }
+  }
+  table.caption.textContent = `True ${level} in rows, ${level} predicted by ${label} in columns, cases`;
+  const more = left > 0 ? ` ${plural(left, "rarer column")} left out: see the pairs below.` : "";
+  table.hint.textContent = `Purple: right ${level}. Sand: another one. Shade: share of the row. ∅: no usable answer.${more}`;
+  const marks = [...table.buttons.values()].filter((button) => !button.hidden);
+  const stop = marks.find((button) => button === document.activeElement) ?? marks[0];
+  byId("heat").querySelector("[tabindex='0']")?.setAttribute("tabindex", "-1");
+  stop?.setAttribute("tabindex", "0");
+}
+
+const OWN = ["#F1EDF8", "#8066AE", "#3F1D6B"];
+const OTHER = ["#FBF3E4", "#E3BE7F", "#C98A1B"];
+const heat = { key: "" };
+
+// The table for these classes: made once, then only its numbers change.
+function heatTable(depth, rowClasses, columnClasses) {
+  const key = `${rowClasses}|${columnClasses}`;
+  if (heat.key === key) return heat;
+  Object.assign(heat, { key, buttons: new Map(), sizes: new Map(), caption: h("caption", { class: "hidden" }), hint: h("p", { class: "hint" }) });
   const short = (to) => (to < 0 ? "∅" : depth ? nodes[to].name : nodes[to].key);
-  redraw(
-    byId("heat"),
+  const pick = (from, to) => {
+    const chosen = state.filters.flow;
+    update({ filters: { flow: chosen && chosen.from === from && chosen.to === to ? null : { from, to } } });
+  };
+  const cell = (from, to) => {
+    const button = h("button", { type: "button", tabindex: "-1", data: { key: `${from}_${to}` }, onclick: () => pick(from, to) });
+    heat.buttons.set(`${from}_${to}`, button);
+    return h("td", { class: from === to ? "own" : "" }, button);
+  };
+  const row = (from) => {
+    heat.sizes.set(from, h("span", { class: "hint" }));
+    return h("tr", {}, h("th", { scope: "row" }, nodes[from].name, heat.sizes.get(from)), columnClasses.map((to) => cell(from, to)));
+  };
+  byId("heat").replaceChildren(
     h(
       "table",
       { class: "heat", style: { minWidth: `${10 + 1.25 * columnClasses.length}rem` } },
+      heat.caption,
       h("colgroup", {}, h("col", { class: "first" }), h("col", { span: columnClasses.length })),
-      h("caption", { class: "hidden" }, `True ${level} in rows, ${level} predicted by ${label} in columns, cases`),
-      h("thead", {}, h("tr", {}, h("td", { class: "corner" }, `true ↓, predicted →`), columnClasses.map((to) => h("th", { scope: "col", title: nameOf(to) }, short(to))))),
-      h("tbody", {}, rowClasses.map((from) => h("tr", {}, h("th", { scope: "row" }, nodes[from].name, h("span", { class: "hint" }, ` ${totals.get(from)}`)), columnClasses.map((to) => cell(from, to))))),
+      h("thead", {}, h("tr", {}, h("td", { class: "corner" }, "true ↓, predicted →"), columnClasses.map((to) => h("th", { scope: "col", title: nameOf(to) }, short(to))))),
+      h("tbody", {}, rowClasses.map(row)),
     ),
-    h("p", { class: "hint" }, `Purple: right ${level}. Sand: another one. Shade: share of the row. ∅: no usable answer.`, depth && others.length > room ? ` ${plural(others.length - room, "rarer column")} left out: see the pairs below.` : ""),
+    heat.hint,
   );
+  return heat;
+}
+
+// All chapters that are true in some case or that a column names, whatever is selected.
+function allChapters() {
+  const rowClasses = roots.filter((root) => atlas.cases.gold.some((leaf) => up[0][leaf] === root));
+  return { rowClasses, columnClasses: [...roots, UNUSABLE], left: 0 };
+}
+
+// The most frequent categories of a zoomed tree, and what they are taken for.
+function classesInside(totals, named) {
+  const often = (map) => [...map.keys()].sort((x, y) => map.get(y) - map.get(x));
+  const rowClasses = often(totals).slice(0, MOST_ROWS).sort((x, y) => x - y);
+  const others = often(named).filter((to) => to >= 0 && !rowClasses.includes(to));
+  const room = Math.max(0, MOST_COLUMNS - rowClasses.length);
+  const columnClasses = [...rowClasses, ...others.slice(0, room)].sort((x, y) => x - y);
+  return { rowClasses, columnClasses: [...columnClasses, UNUSABLE], left: others.length - room };
 }
 
 function interval95(hits, n) {

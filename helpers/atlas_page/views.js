@@ -195,7 +195,7 @@ function drawScores(cases) {
     h(
       "table",
       { class: "scores" },
-      h("thead", {}, h("tr", {}, h("td"), heads, h("td"), !isOne() && h("th", { scope: "col" }, "B − A"))),
+      h("thead", {}, h("tr", {}, h("td"), heads, h("td", { class: "plot" }), !isOne() && h("th", { scope: "col" }, "B − A"))),
       h("tbody", {}, rows),
     ),
     h("p", { class: "hint fixed" }, isOutcome ? "Cases chosen by their outcome: these scores follow from the choice." : ""),

@@ -426,7 +426,7 @@ def write_report() -> Path:
     figures = {}
     for path in sorted((folder / "figures").glob("*.png")):
         figures[path.stem.replace("_", " ")] = base64.b64encode(path.read_bytes()).decode()
-    cases = folder / "case.html"
+    atlas = places.is_synthetic() and (folder / "atlas.html").is_file()
     about = f"Profile {profile.name}: {profile.about}, base model {profile.base}."
     if places.is_synthetic():
         about += " Patients and notes are synthetic."
@@ -438,7 +438,7 @@ def write_report() -> Path:
         header=header,
         rows=rows,
         figures=figures,
-        cases=cases.read_text(encoding="utf-8") if cases.is_file() else "",
+        atlas=atlas,  # one of credentialed notes is never linked
         about=about,
         environment={"course": __version__, **content.get("environment", {})},
     )

@@ -255,24 +255,6 @@ def head_middle_tail(
     return bands
 
 
-def majority_vote(samples: Iterable[Sequence[Any]]) -> list[str | None]:
-    """For each case the most frequent usable code of its samples (the earlier one in a tie); None
-    if none is usable.
-
-    Source: self-consistency, Wang et al. (ICLR 2023).
-    """
-    votes = [Counter(code for code in case if code is not None) for case in _samples(samples)]
-    return [count.most_common(1)[0][0] if count else None for count in votes]
-
-
-def agreement(samples: Iterable[Sequence[Any]]) -> list[float]:
-    """For each case the share of its samples that agree with the majority vote; unusable ones do
-    not."""
-    cases = _samples(samples)
-    pairs = zip(cases, majority_vote(cases), strict=True)
-    return [case.count(vote) / len(case) if vote else 0.0 for case, vote in pairs]
-
-
 def align(
     cases: pd.DataFrame, predictions: pd.DataFrame
 ) -> tuple[list[str], list[list[str | None]], list[int]]:
@@ -521,16 +503,6 @@ def _codes(values: Iterable[Any], name: str, nil: bool = True) -> list[str | Non
             "may be unusable: drop the case before it is scored."
         )
     return codes
-
-
-def _samples(samples: Iterable[Sequence[Any]]) -> list[list[str | None]]:
-    cases = [_codes(case, f"samples, case {i}") for i, case in enumerate(samples)]
-    if [] in cases:
-        raise ValueError(
-            f"samples, case {cases.index([])}: no samples. Every case needs at least one, None if "
-            "unusable."
-        )
-    return cases
 
 
 def _same_length(**columns: Sequence[Any]) -> None:

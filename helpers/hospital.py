@@ -14,7 +14,6 @@ import re
 import shutil
 import tomllib
 from collections import defaultdict
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -161,20 +160,6 @@ def summaries(rows: list[Row], seed: int, *, full: bool = False) -> list[str]:
     """
     rng = random.Random(1_000_003 * seed + 2)
     return [_summary(row, rng, full) for row in rows]
-
-
-def labelled_notes(count: int, seed: int = 1000) -> tuple[list[str], list[str]]:
-    """Admission notes and normalised codes of `count` admissions, where anything was known.
-
-    From seed 1000 on these are the hospitals that the tiny base read: with them a baseline may
-    learn from the labels that the base saw.
-    """
-    from helpers import notes
-
-    rows = draw(count, seed)
-    texts = [notes.admission_note(text) for text in summaries(rows, seed)]
-    codes = [icd.normalise(row["code"]) for row in rows]
-    return list(compress(texts, texts)), list(compress(codes, texts))
 
 
 def _draw_admissions(admissions: int, rng: np.random.Generator) -> list[Row]:

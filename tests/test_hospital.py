@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from helpers import hospital, icd, notes
+from tests import notebook_code
 
 COLUMNS = {
     "hosp/patients": "subject_id gender anchor_age anchor_year anchor_year_group dod",
@@ -123,14 +124,16 @@ def test_full_notes_are_about_as_long_as_mimics() -> None:
 
 
 def test_labelled_notes_have_a_note_and_a_normalised_code_each() -> None:
-    texts, codes = hospital.labelled_notes(80, 1001)
+    scope = {"hospital": hospital, "notes": notes, "icd": icd}
+    labelled_notes = notebook_code.function("05", "labelled_notes", **scope)
+    texts, codes = labelled_notes(80, 1001)
     assert len(texts) == len(codes) <= 80 and all(texts)
     assert all(code == icd.normalise(code) for code in codes)
     rows = hospital.draw(80, 1001)
     known = [notes.admission_note(text) for text in hospital.summaries(rows, 1001)]
     pairs = {(note, icd.normalise(row["code"])) for note, row in zip(known, rows, strict=True)}
     assert set(zip(texts, codes, strict=True)) == {pair for pair in pairs if pair[0]}
-    assert hospital.labelled_notes(0) == ([], [])
+    assert labelled_notes(0) == ([], [])
 
 
 def test_a_folder_with_other_files_is_never_overwritten(tmp_path: Path) -> None:

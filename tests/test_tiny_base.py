@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from helpers import casebook, hospital, icd, models, notes
+from tests import notebook_code
 from tools import tiny_base
 
 
@@ -96,8 +97,9 @@ def test_each_kind_of_document_is_in_the_corpus_and_early_ones_are_short() -> No
 
 
 def test_a_baseline_may_learn_from_the_labels_that_the_base_saw() -> None:
-    """`hospital.labelled_notes` starts at the first hospital that the base read."""
-    texts, codes = hospital.labelled_notes(50)
+    """They start at the first hospital that the base read."""
+    scope = {"hospital": hospital, "notes": notes, "icd": icd}
+    texts, codes = notebook_code.function("05", "labelled_notes", **scope)(50)
     rows = hospital.draw(50, tiny_base.HOSPITAL_SEED)
     summaries = hospital.summaries(rows, tiny_base.HOSPITAL_SEED)
     known = [notes.admission_note(text) for text in summaries]

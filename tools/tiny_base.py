@@ -5,8 +5,8 @@ other profiles download: it knows the language of the synthetic hospital before 
 corpus is plain text: textbook-like prose made from the casebook and ICD-10-CM titles, and whole
 discharge summaries of patients of *other* hospitals (seeds from HOSPITAL_SEED on; the course's own
 are 0 to 99). It never holds the answer format, nor a patient of the course. What it saw of labels:
-every document names the diagnosis of its patient, most with the code. `hospital.labelled_notes`
-gives the same labels to any baseline.
+every document names the diagnosis of its patient, most with the code. Notebook 5 gives
+the same labels to a baseline (`labelled_notes`).
 """
 
 from __future__ import annotations

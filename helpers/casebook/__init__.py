@@ -390,11 +390,11 @@ def read(note: str, reading: float = 0.0) -> tuple[Shown, dict[str, str]]:
     story = note.replace(f"CC: {lines['CC']}", "", 1) if complaint else note
     spans: dict[str, str] = {}
     denials = set()
-    framed: dict[tuple[int, str], list[str]] = defaultdict(list)
+    framed: dict[language.Clause, list[str]] = defaultdict(list)
     deniable = book.deny + reading * book.deny_more > 0
     for (finding, present, start, end), clause in in_clauses(story, reading):
         if clause.state in language.FRAMES:
-            framed[clause.sentence, clause.state].append(finding)
+            framed[clause].append(finding)
         elif present and clause.state != language.DENIAL:
             spans.setdefault(finding, story[start:end])
         elif deniable[book.index[finding]]:
@@ -405,14 +405,14 @@ def read(note: str, reading: float = 0.0) -> tuple[Shown, dict[str, str]]:
     elif _WOMAN.search(story):
         sex = "F"
     denials -= set(spans)
-    blocks = [Block(frame=kind, findings=names) for (_, kind), names in framed.items()]
+    blocks = [Block(frame=clause.state, findings=names) for clause, names in framed.items()]
     return Shown(tuple(spans), tuple(denials), missing, complaint, sex, blocks, reading), spans
 
 
 def in_clauses(text: str, reading: float) -> list[tuple[Mention, language.Clause]]:
     """The phrases of a text, each with the clause that it stands in."""
     mentions = read_findings(text)
-    parts = [language.Clause(0, len(text), "", 0)]
+    parts = [language.Clause(0, len(text), "")]
     if reading:
         stated = [(mention.start, mention.end) for mention in mentions if mention.present]
         parts = language.clauses(text, stated)

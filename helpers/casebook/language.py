@@ -36,7 +36,6 @@ class Clause(NamedTuple):
     start: int
     end: int
     state: str
-    sentence: int
 
 
 def sha256() -> str:
@@ -80,12 +79,11 @@ def sentences(
     for name in row["denied"]:
         related = relations()["denied"].get(name)
         section = findings[name]["section"]
-        if name in RULES["nouns"] and not (related and rng.random() < RELATED):
+        if name in RULES["nouns"]:
             absent.append(RULES["nouns"][name])
-        elif section == "ed":
-            own["ed"].append(rng.choice(related or findings[name]["denied"]))
         else:
-            others[section].append(rng.choice(related or findings[name]["denied"]))
+            place = own if section == "ed" else others
+            place[section].append(rng.choice(related or findings[name]["denied"]))
     for group in _groups(absent, 6, rng):
         sentence = rng.choice(RULES["denials"]).format(list=listed(group, rng, "or"))
         others["hpi"].append(_turned(sentence, own["hpi"], rng))
@@ -119,11 +117,11 @@ def clauses(text: str, spans: list[tuple[int, int]]) -> list[Clause]:
     result = []
     ends = [match.span() for match in _SENTENCE.finditer(masked)] + [(len(text), len(text))]
     begin = 0
-    for number, (end, after) in enumerate(ends):
+    for end, after in ends:
         start = begin
         for turn in [*_turns().finditer(masked, begin, end), None]:
             stop = turn.start() if turn else end
-            result.append(Clause(start, stop, _state(masked[start:stop]), number))
+            result.append(Clause(start, stop, _state(masked[start:stop])))
             start = turn.end() if turn else end
         begin = after
     return result

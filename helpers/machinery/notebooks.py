@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from helpers import __version__, profiles
 from helpers.machinery import artefacts, places, store, switches
 
@@ -403,16 +405,8 @@ def _score(entry: dict[str, Any], with_classes: bool) -> str:
 
 def print_table(content: dict[str, Any] | None = None) -> None:
     """Print the table of the run, or of a content like that of its metrics.json."""
-    from rich.console import Console
-    from rich.table import Table
-
-    header, rows = table(content or results())
-    shown = Table(header[0])
-    for text in header[1:]:
-        shown.add_column(text, justify="right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(shown)
+    header, rows = table(results())
+    print(pd.DataFrame(rows, columns=header).to_string(index=False))
 
 
 def write_report() -> Path:

@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="a page that exists, instead of an invented run")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    command = f"python -m benchmarks.atlas --cases {chosen.cases} --models {chosen.models}"
+    command = "python -m benchmarks.atlas --cases {cases} --models {models} --repeats {repeats}"
     with tempfile.TemporaryDirectory() as folder:
         page, seconds = chosen.page, None
         if page is None:
@@ -111,7 +111,7 @@ def main() -> None:
             "models": chosen.models,
             "page_mb": round(page.stat().st_size / 1e6, 1),
             "written_in_s": seconds,
-            "command": command,
+            "command": command.format(**vars(chosen)),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "made": date.today().isoformat(),

@@ -106,8 +106,7 @@ def write(
 
 
 def show(page: Path, height: int = 900) -> Any:
-    """A page as the value of a notebook cell: the page itself inside a frame, which JupyterLab,
-    Colab and VS Code show without a server.
+    """A page as the value of a notebook cell: the page itself in a frame, which needs no server.
 
     Where no person watches (ICD_HEADLESS) it is a line that names the file, so that the notebook
     stays small; for credentialed data too, so that no note gets into a notebook.

@@ -25,7 +25,7 @@ const PANELS = {
 const inView = new Set(Object.keys(PANELS));
 const waiting = { timer: 0, panels: [] };
 
-function draw() {
+function draw(time = FIRST) {
   applyFilters();
   const cases = selected();
   drawControls();
@@ -33,7 +33,7 @@ function draw() {
   byId("status").textContent = `${plural(cases.length, "case")} selected`;
   byId("tip").hidden = true;
   const order = Object.keys(PANELS).sort((x, y) => inView.has(y) - inView.has(x));
-  const until = performance.now() + FIRST;
+  const until = performance.now() + time;
   while (order.length && inView.has(order[0]) && performance.now() < until) PANELS[order.shift()](cases);
   waiting.panels = [...order, "labels"];
   delete document.body.dataset.settled;
@@ -168,7 +168,7 @@ function start() {
   wireControls();
   measureBoxes();
   drawMacro();
-  draw();
+  draw(Infinity); // whole before it is seen: nothing shifts
   afterKeeping();
   addEventListener("keydown", shortcut);
   addEventListener("popstate", () => {

@@ -553,6 +553,8 @@ function drawHeat() {
   const stop = marks.find((button) => button === document.activeElement) ?? marks[0];
   byId("heat").querySelector("[tabindex='0']")?.setAttribute("tabindex", "-1");
   stop?.setAttribute("tabindex", "0");
+  if (stop) byId("heat").removeAttribute("tabindex");
+  else byId("heat").setAttribute("tabindex", "0"); // it may have to be scrolled even without a mark
 }
 
 const OWN = ["#F1EDF8", "#8066AE", "#3F1D6B"];

@@ -278,12 +278,12 @@ def posterior(shown: Shown) -> np.ndarray:
         with np.errstate(divide="ignore"):  # log 0: some diagnoses are of one sex
             log_p += np.log(p_sex)
     for block in shown.blocks:
-        log_p += _log_block(block)
+        log_p += log_block(block)
     weights = np.exp(log_p - log_p.max())
     return weights / weights.sum()
 
 
-def _log_block(block: Block) -> np.ndarray:
+def log_block(block: Block) -> np.ndarray:
     """log P(a block of this frame shows these findings | code), [C], up to a constant."""
     book = casebook()
     table = _block_likelihoods(block["frame"])

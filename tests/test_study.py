@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import small_course as small
 
-from helpers import casebook, metrics, plots, profiles, rewards, study
+from helpers import casebook, icd, metrics, plots, profiles, rewards, study
 from helpers.machinery import places, store
 from helpers.study import analyse, pictures, run
 from tests import notebook_code
@@ -651,3 +651,39 @@ def test_a_study_killed_in_its_grpo_goes_on_and_ends_the_same(tmp_path: Path) ->
     log = pd.read_csv(tmp_path / "killed" / "results" / "log-grpo-0.csv")
     assert list(log["step"]) == [0, 1, 2, 3, 4]
     assert list(log.loc[log["eval_reward"].notna(), "step"]) == [0, 2, 4]
+
+
+def test_notebook_6_tells_of_repairs_and_breaks_what_the_answers_say() -> None:
+    """The counts of its second finding, for seed 0; and the shares over all five seeds."""
+    table = analyse.read()
+    text = (small.ROOT / "notebooks" / "06_hierarchical_f1_analysis.ipynb").read_text("utf-8")
+
+    def counted(seed: int) -> dict[str, int]:
+        truth, before, after = table["code"], table[f"sft/{seed}"], table[f"grpo/{seed}"]
+        same_category = np.array([icd.category(c) for c in truth]) == [
+            icd.category(c) for c in before
+        ]
+        chapters = np.array([icd.chapter(c) for c in truth])
+        same_before = chapters == [icd.chapter(c) for c in before]
+        same_after = chapters == [icd.chapter(c) for c in after]
+        repaired = (before != truth) & (after == truth)
+        broken = (before == truth) & (after != truth)
+        return {
+            "repaired": int(repaired.sum()),
+            "near": int((repaired & same_category).sum()),
+            "broken": int(broken.sum()),
+            "far": int((broken & ~same_after & (after != "NIL")).sum()),
+            "back": int((repaired & ~same_before & (before != "NIL")).sum()),
+        }
+
+    zero = counted(0)
+    for name, says in {
+        "repaired": "{} answers are repaired",
+        "near": "and {} of them (79 %)",
+        "broken": "{} are broken",
+        "far": "and {} of them (55 %;",
+        "back": "{} come back from another one",
+    }.items():
+        assert says.format(zero[name]) in text, (name, zero)
+    shares = [100 * each["far"] / each["broken"] for each in map(counted, range(1, 5))]
+    assert f"{min(shares):.0f} to {max(shares):.0f} %" in text

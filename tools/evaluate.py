@@ -19,7 +19,7 @@ from pathlib import Path
 # The cells of notebook 5 that it takes to answer: settings, cases, sizes, baselines, others.
 NOTEBOOK = "05_inference"
 SETTINGS = "05-03"
-CELLS = ("05-04", "05-04b", "05-06", "05-10", "05-11", "05-14", "05-23")
+CELLS = ("05-04", "05-04b", "05-06", "05-10", "05-10b", "05-11", "05-14", "05-23")
 CONTAMINATED = (
     "These data are not the synthetic hospital's. If they are MIMIC-IV, this model may have been "
     "trained on these patients: the released DeepICD-R1 models were, and of others nobody knows. "

@@ -405,7 +405,7 @@ def _score(entry: dict[str, Any], with_classes: bool) -> str:
 
 def print_table(content: dict[str, Any] | None = None) -> None:
     """Print the table of the run, or of a content like that of its metrics.json."""
-    header, rows = table(results())
+    header, rows = table(results() if content is None else content)
     print(pd.DataFrame(rows, columns=header).to_string(index=False))
 
 

@@ -1,7 +1,10 @@
-"""An invented run: a synthetic hospital, its cases, and answers in the course's form with errors."""
+"""An invented run: a synthetic hospital, its cases, and answers in the course's form with errors;
+and a reader of an atlas."""
 
 from __future__ import annotations
 
+import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +77,28 @@ def answer(case: Any, completion: str, code: str | None) -> dict[str, Any]:
         "think": prompts.parse(completion).think,
         "predicted": icd.normalise(code),
     }
+
+
+class Page(HTMLParser):
+    """The tags of a page and what stands in its scripts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.scripts: list[tuple[dict, str]] = []
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+        blocks = [content for attributes, content in self.scripts if "type" in attributes]
+        self.numbers = json.loads(blocks[0])
+        self.cases = [case for block in blocks[1:] for case in json.loads(block)]
+        self.columns = {column["key"]: column for column in self.numbers["columns"]}
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script":
+            attributes, text = self.scripts[-1]
+            self.scripts[-1] = (attributes, text + data)

@@ -13,7 +13,7 @@ import pytest
 
 from helpers import atlas, casebook, icd, metrics, rewards
 from helpers.machinery import notebooks, places
-from tests.atlas_fixture import answer, invented_run, keep
+from tests.atlas_fixture import Page, answer, invented_run, keep
 
 HOSTILE = {
     "end of a script": "</script><script>window.owned = 1</script><!--<script>",
@@ -22,31 +22,6 @@ HOSTILE = {
     "entities": "&lt;b&gt;&#60;",
     "100 KB": "<td>chest pain " * 7000,
 }
-
-
-class Page(HTMLParser):
-    """The tags of a page and what stands in its scripts."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.scripts: list[tuple[dict, str]] = []
-        self.text = path.read_text(encoding="utf-8")
-        self.feed(self.text)
-        blocks = [content for attributes, content in self.scripts if "type" in attributes]
-        self.numbers = json.loads(blocks[0])
-        self.cases = [case for block in blocks[1:] for case in json.loads(block)]
-        self.columns = {column["key"]: column for column in self.numbers["columns"]}
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append((dict(attrs), ""))
-
-    def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] == "script":
-            attributes, text = self.scripts[-1]
-            self.scripts[-1] = (attributes, text + data)
 
 
 @pytest.fixture(scope="module")

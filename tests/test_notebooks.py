@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from helpers import course, plots
 from helpers.machinery import artefacts, notebooks
+from tests.atlas_fixture import Page
 
 pytestmark = pytest.mark.notebooks
 
@@ -43,4 +45,11 @@ def test_the_report_holds_the_figures() -> None:
     page = notebooks.write_report().read_text(encoding="utf-8")
     figures = list((course.run_dir() / "figures").glob("*.png"))
     assert figures and page.count("data:image/png;base64,") == len(figures)
-    assert "mended by GRPO" in page or "spoiled by GRPO" in page, "no single case"
+
+
+def test_the_report_links_the_atlas_and_the_atlas_shows_every_case_that_was_answered() -> None:
+    assert 'href="atlas.html"' in notebooks.write_report().read_text(encoding="utf-8")
+    page = Page(course.run_dir() / "atlas.html")
+    answers = pd.read_parquet(course.run_dir() / "answers" / "sft" / "answers.parquet")
+    assert sorted(page.numbers["cases"]["hadm_id"]) == sorted(answers["hadm_id"].unique())
+    assert {"majority", "tfidf", "base", "sft", "grpo", "ideal"} <= set(page.columns)

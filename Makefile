@@ -56,13 +56,13 @@ WITHOUT_CODIESP := $(if $(ICD_CODIESP_DIR),,--ignore=notebooks/08_real_notes.ipy
 
 test: lint  ## linters, unit tests, then every notebook from nothing, with no socket to the outside
 	@rm -rf $(TEST) && mkdir -p $(TEST)
-	$(GUARDED) $(PY) -m pytest -q tests
-	$(GUARDED) $(PY) -m pytest -v --nbmake --nbmake-timeout=3600 -p no:randomly -m 'notebooks or not slow' \
+	$(GUARDED) $(PY) -m pytest -q --durations=15 tests
+	$(GUARDED) $(PY) -m pytest -v --durations=12 --nbmake --nbmake-timeout=3600 -p no:randomly -m 'notebooks or not slow' \
 		$(WITHOUT_CODIESP) notebooks tests/test_notebooks.py
 
 test-slow: $(READY)  ## the tests that take minutes: real kills, long trainings
 	@mkdir -p $(TEST)
-	$(GUARDED) $(PY) -m pytest -v -m slow tests
+	$(GUARDED) $(PY) -m pytest -v --durations=30 -m slow tests
 
 study: $(READY)  ## the study of rewards: five arms, five seeds (hours; goes on where it stopped)
 	@$(PY) -m helpers.study run

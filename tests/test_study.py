@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 import small_course as small
 
-from helpers import casebook, icd, metrics, plots, profiles, rewards, study
+from helpers import casebook, metrics, plots, profiles, rewards, study
 from helpers.machinery import places, store
 from helpers.study import analyse, pictures, run
 from tests import notebook_code
+from tools import atlas_findings
 
 CODES = ["I2101", "I214", "J189", "A419", "E870", "N179"]
 TINY = profiles.get("tiny")
@@ -653,37 +654,40 @@ def test_a_study_killed_in_its_grpo_goes_on_and_ends_the_same(tmp_path: Path) ->
     assert list(log.loc[log["eval_reward"].notna(), "step"]) == [0, 2, 4]
 
 
-def test_notebook_6_tells_of_repairs_and_breaks_what_the_answers_say() -> None:
-    """The counts of its second finding, for seed 0; and the shares over all five seeds."""
+def test_the_findings_of_notebook_6_are_counted_from_the_committed_answers() -> None:
+    """What needs no hospital; the slow test below counts all of it."""
+    kept = pd.read_csv(small.ROOT / "results" / "study" / "findings.csv")
     table = analyse.read()
-    text = (small.ROOT / "notebooks" / "06_hierarchical_f1_analysis.ipynb").read_text("utf-8")
+    columns = {"trained": 0, "sure": 0.0, "code": table["code"]}
+    tables = []
+    for seed in atlas_findings.SEEDS:
+        models = {name: table[f"{name}/{seed}"] for name in ("sft", "grpo")}
+        tables.append(pd.DataFrame(columns | models | {"seed": seed}))
+    counted = atlas_findings.findings(pd.concat(tables)).round(4)
+    for name in ("cases", "repaired", "near", "broken", "far", "back", "full_gain", "chapter_gain"):
+        assert list(counted[name]) == list(kept[name]), name
 
-    def counted(seed: int) -> dict[str, int]:
-        truth, before, after = table["code"], table[f"sft/{seed}"], table[f"grpo/{seed}"]
-        same_category = np.array([icd.category(c) for c in truth]) == [
-            icd.category(c) for c in before
-        ]
-        chapters = np.array([icd.chapter(c) for c in truth])
-        same_before = chapters == [icd.chapter(c) for c in before]
-        same_after = chapters == [icd.chapter(c) for c in after]
-        repaired = (before != truth) & (after == truth)
-        broken = (before == truth) & (after != truth)
-        return {
-            "repaired": int(repaired.sum()),
-            "near": int((repaired & same_category).sum()),
-            "broken": int(broken.sum()),
-            "far": int((broken & ~same_after & (after != "NIL")).sum()),
-            "back": int((repaired & ~same_before & (before != "NIL")).sum()),
-        }
 
-    zero = counted(0)
-    for name, says in {
-        "repaired": "{} answers are repaired",
-        "near": "and {} of them (79 %)",
-        "broken": "{} are broken",
-        "far": "and {} of them (55 %;",
-        "back": "{} come back from another one",
-    }.items():
-        assert says.format(zero[name]) in text, (name, zero)
-    shares = [100 * each["far"] / each["broken"] for each in map(counted, range(1, 5))]
-    assert f"{min(shares):.0f} to {max(shares):.0f} %" in text
+@pytest.mark.slow
+def test_all_findings_of_notebook_6_can_be_counted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ICD_RUNS_DIR", str(tmp_path))
+    monkeypatch.setenv("ICD_PROFILE", "tiny")
+    atlas_findings.main(tmp_path / "findings.csv")
+    kept = pd.read_csv(small.ROOT / "results" / "study" / "findings.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "findings.csv"), kept)
+
+
+def test_what_counts_as_near_far_and_back() -> None:
+    """In I21, of I: right to chapter J, to I50, to nothing; wrong in J, I50, I21.4 or unusable to
+    right."""
+    before = ["I219", "I219", "I219", "J189", "I509", "I214", "NIL"]
+    after = ["J189", "I509", "NIL", "I219", "I219", "I219", "I219"]
+    answers = pd.DataFrame({"sft": before, "grpo": after, "code": "I219", "seed": 0})
+    answers = answers.assign(trained=[1] * 3 + [100] * 4, sure=[1.0] * 4 + [0.4] * 3)
+    row = atlas_findings.findings(answers).loc[0]
+    assert (row["repaired"], row["near"], row["back"]) == (4, 1, 1)
+    assert (row["broken"], row["far"]) == (3, 1)
+    assert (row["rare_sft"], row["rare_grpo"], row["common_grpo"]) == (1, 0, 1)
+    assert (row["sure_cases"], row["unsure_cases"], row["errors_where_sure"]) == (4, 3, 1)

@@ -14,6 +14,7 @@ READY := .venv/ready
 # or quotes in its name works like any other.
 TEST := build/test
 GUARDED := ICD_PROFILE=tiny ICD_BASE= ICD_TEACHER= ICD_RUNS_DIR="$$PWD/$(TEST)/runs" ICD_DATA_DIR="$$PWD/$(TEST)/synthetic" FRESH= \
+	ICD_SHIPPED_DIR="$$PWD/$(TEST)/nothing-ships" \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
 .PHONY: help setup course smoke evaluate address launch test test-slow study atlas lint lab small-base tiny-base clean
@@ -57,7 +58,7 @@ WITHOUT_CODIESP := $(if $(ICD_CODIESP_DIR),,--ignore=notebooks/08_real_notes.ipy
 test: lint  ## linters, unit tests, then every notebook from nothing, with no socket to the outside
 	@rm -rf $(TEST) && mkdir -p $(TEST)
 	$(GUARDED) $(PY) -m pytest -q --durations=15 tests
-	$(GUARDED) $(PY) -m pytest -v --durations=12 --nbmake --nbmake-timeout=3600 -p no:randomly -m 'notebooks or not slow' \
+	$(GUARDED) ICD_SHIPPED_DIR="$$PWD/results" $(PY) -m pytest -v --durations=12 --nbmake --nbmake-timeout=3600 -p no:randomly -m 'notebooks or not slow' \
 		$(WITHOUT_CODIESP) notebooks tests/test_notebooks.py
 
 test-slow: $(READY)  ## the tests that take minutes: real kills, long trainings

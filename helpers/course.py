@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +21,6 @@ from helpers.machinery.switches import setup
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-__all__ = [
-    "answers",
-    "artefact",
-    "compare",
-    "data_dir",
-    "experiments",
-    "is_synthetic",
-    "load_answers",
-    "need",
-    "notebooks_dir",
-    "path",
-    "run_dir",
-    "save_figure",
-    "setup",
-    "show",
-    "why_stale",
-    "write",
-]
 
 
 def save_figure(figure: Figure, name: str) -> Figure:
@@ -135,13 +116,12 @@ def answers(
     return pd.read_parquet(job.path / "answers.parquet")
 
 
-def load_answers(names: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
-    """Model -> its table of completions, of all models that have answered or of those named."""
+def load_answers() -> dict[str, pd.DataFrame]:
+    """Model -> its table of completions, of all models that have answered."""
     import pandas as pd
 
     folder = run_dir() / "answers"
-    if names is None:
-        names = [each.name for each in sorted(folder.glob("[!.]*/")) if store.is_whole(each)]
+    names = [each.name for each in sorted(folder.glob("[!.]*/")) if store.is_whole(each)]
     return {name: pd.read_parquet(folder / name / "answers.parquet") for name in names}
 
 

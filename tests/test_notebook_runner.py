@@ -109,7 +109,7 @@ def test_run_executes_once_then_finds_everything_up_to_date(write: Write, places
     )
     first = cli("run", ICD_PROGRESS_EVERY="0.2")
     assert first.returncode == 0, first.stdout
-    assert "[1/4] 00_start_here  looking around" in first.stdout and "min left" in first.stdout
+    assert "[1/4] 00_start_here  looking around" in first.stdout and " s\n" in first.stdout
     assert "GRPO" in first.stdout and "report.html" in first.stdout
     run = course.run_dir()
     executed = nbformat.read(run / "notebooks" / "01_data_preparation.ipynb", 4)

@@ -96,32 +96,21 @@ def up_to_date(notebook: str) -> bool:
 
 
 class Display:
-    """Which notebook, which step, how much is left: a line that is renewed now and then."""
+    """Which notebook, which step, for how long: a line that is renewed now and then."""
 
     def __init__(self, todo: list[str]) -> None:
-        minutes = profiles.current().minutes
         self.todo = todo
-        self.seconds = {}  # that each notebook is expected to take
-        for name in todo:
-            before = places.read(_record(name)).get("seconds")
-            self.seconds[name] = before or minutes.get(name, 0) * 60
-        self.is_known = all(self.seconds.values())
         self.text = ""
         self.time = time.monotonic()
         self.every = float(os.environ.get("ICD_PROGRESS_EVERY", "20"))
 
     def show(self, notebook: str, step: str, seconds: float) -> None:
         """Show that a notebook is at a step after so many seconds."""
-        left = "time left not measured"
-        if self.is_known:
-            rest = max(0.05 * self.seconds[notebook], self.seconds[notebook] - seconds)
-            rest += sum(self.seconds[name] for name in self.todo if name > notebook)
-            left = f"about {max(1, round(rest / 60))} min left"
         text = f"[{self.todo.index(notebook) + 1}/{len(self.todo)}] {notebook}  {step}"
         if time.monotonic() - self.time > self.every and text != self.text:
             self.text = text
             self.time = time.monotonic()
-            print(f"{text}  {seconds:.0f} s, {left}", flush=True)
+            print(f"{text}  {seconds:.0f} s", flush=True)
 
 
 class Execution:
@@ -239,8 +228,7 @@ def execute(notebook: str, display: Display) -> None:
         places.write(executed, nbformat.writes(execution.content))
         failed.unlink(missing_ok=True)
         # Loading what is up to date takes no time: that says nothing about how long making it does.
-        longest = max(seconds, places.read(_record(notebook)).get("seconds", 0))
-        places.write(_record(notebook), {"inputs": inputs, "seconds": round(longest, 1)})
+        places.write(_record(notebook), {"inputs": inputs, "seconds": round(seconds, 1)})
         print(f"{notebook}: done in {seconds:.0f} s", flush=True)
         return
     print(execution.explanation())
@@ -337,6 +325,7 @@ def script(notebook: str) -> None:
 def run(only: str | None = None) -> None:
     """Execute what is not up to date, in order; then print the table and write the report."""
     todo = names(only)
+    switches.take_shipped()
     places.check_room(places.run_dir())
     if not only:
         profile = profiles.current().name

@@ -36,26 +36,27 @@ def root() -> Path:
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
-def _place(variable: str, *default: str) -> Path:
+def place(variable: str, *default: str) -> Path:
+    """The folder that an environment variable names, else this one of the course."""
     chosen = os.environ.get(variable)
     return Path(chosen or root().joinpath(*default)).expanduser().absolute()
 
 
 def notebooks_dir() -> Path:
     """The notebooks: beside the package in a checkout, inside it where pip installed the course."""
-    beside = _place("ICD_NOTEBOOKS_DIR", "notebooks")
+    beside = place("ICD_NOTEBOOKS_DIR", "notebooks")
     inside = PACKAGE / "_notebooks"
     return inside if inside.is_dir() and not beside.is_dir() else beside
 
 
 def data_dir() -> Path:
     """ICD_DATA_DIR, else data/synthetic, which notebook 1 makes."""
-    return _place("ICD_DATA_DIR", "data", "synthetic")
+    return place("ICD_DATA_DIR", "data", "synthetic")
 
 
 def run_dir() -> Path:
     """The folder `<data>-<profile>` of this run, below ICD_RUNS_DIR or runs/."""
-    return _place("ICD_RUNS_DIR", "runs") / f"{data_dir().name}-{profiles.current().name}"
+    return place("ICD_RUNS_DIR", "runs") / f"{data_dir().name}-{profiles.current().name}"
 
 
 def is_synthetic() -> bool:

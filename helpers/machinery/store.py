@@ -124,7 +124,8 @@ def _prepare(result: Artefact, fresh: bool) -> None:
     if not result.why:
         if result.lock:
             result.lock.release()
-        places.say(f"{name}: {places.show(result.path)} is up to date, loaded")
+        origin = places.read(result.path / RECORD).get("origin", "")  # of what ships
+        places.say(f"{name}: {places.show(result.path)} is up to date, loaded{origin}")
         return
     before = result.part.with_suffix(".old")
     if before.is_dir() and not result.path.exists():

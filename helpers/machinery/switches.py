@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -29,6 +30,10 @@ QUIET = {
 COLAB_CARD = (
     "There is a GPU. To use it: Runtime > Restart session, then `%env ICD_PROFILE=t4` in a new "
     "first cell (t4 takes hours)."
+)
+SHIPPED = (
+    "There was no run yet, so the finished one that ships with the course was copied there. "
+    "FRESH=1 makes everything anew, FRESH=grpo one stage and what follows from it."
 )
 CHOSEN: list[str] = []  # the profile that this process was set up for
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -52,12 +57,15 @@ def setup() -> tuple[profiles.Profile, Path]:
     run = places.run_dir()
     card_is_unusable = profiles.unusable_card()
     _switch(profile)
+    is_new = take_shipped()
     places.check_room(run)
     _explain_stops()
     kind = "synthetic patients" if places.is_synthetic() else "your own data"
     places.say(f"profile  {profile.name}: {profile.about} (ICD_PROFILE changes it)")
     places.say(f"data     {places.show(places.data_dir())}: {kind}")
     places.say(f"run      {places.show(run)}\n{places.NOTICE}")
+    if is_new:
+        places.say(SHIPPED)
     if has_card:
         places.say(COLAB_CARD)
     if card_is_unusable:
@@ -66,6 +74,17 @@ def setup() -> tuple[profiles.Profile, Path]:
             "compare nvidia-smi with torch.version.cuda."
         )
     return profile, run
+
+
+def take_shipped() -> bool:
+    """Where there is no run yet, begin with the finished one that ships with the course (in
+    ICD_SHIPPED_DIR, or results/). Returns whether it did."""
+    run = places.run_dir()
+    shipped = places.place("ICD_SHIPPED_DIR", "results") / run.name
+    if run.exists() or not shipped.is_dir() or not (places.is_main() and places.is_synthetic()):
+        return False
+    shutil.copytree(shipped, run)  # what is cut off is found out by the sizes in made_from.json
+    return True
 
 
 def _switch(profile: profiles.Profile) -> None:

@@ -8,6 +8,7 @@ where the prose still says the old ones. What no output prints stands in prose_n
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -17,12 +18,17 @@ from typing import Any, NamedTuple
 import nbformat
 import pandas as pd
 import pytest
+import simple_icd_10_cm as cm
 import yaml
+from safetensors import safe_open
 
-from helpers import casebook, course, icd, profiles, traces
+from helpers import casebook, icd, metrics, profiles, rewards, traces
+from helpers.study import run as study
+from tools import tiny_base
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+SHIPPED = ROOT / "results" / "synthetic-tiny"
 SOURCES = yaml.safe_load(Path(__file__).with_name("prose_numbers.yaml").read_text("utf-8"))
 
 # What is no figure: code, links, pictures, tags; names with a number in them; years; references.
@@ -112,27 +118,111 @@ def unproven(all_figures: Iterator[Figure], numbers: tuple[float, ...], name: st
     return problems + [f"prose_numbers.yaml, {name}: {number} is not needed" for number in unused]
 
 
+# --------------------------------------------------------- what prose_numbers.yaml may ask for
+
+
+def table(path: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / path)
+
+
+def record(path: str) -> Any:
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def log(stage: str, column: str) -> pd.Series:
+    """A column of a shipped training log by step."""
+    return table(f"results/synthetic-tiny/{stage}/training_log.csv").set_index("step")[column]
+
+
+def finding(column: str, seed: int = 0) -> float:
+    return table("results/study/findings.csv").set_index("seed").loc[seed, column]
+
+
+def about(value: float, digits: int) -> float:
+    """Rounded to so many significant digits."""
+    return float(f"{value:.{digits - 1}e}")
+
+
+@cache
+def cases() -> pd.DataFrame:
+    return pd.read_parquet(SHIPPED / "cases" / "cases.parquet")
+
+
+def training_cases() -> pd.DataFrame:
+    return cases()[cases()["split"] == "train"]
+
+
+@cache
+def answered(model: str) -> pd.DataFrame:
+    answers = pd.read_parquet(SHIPPED / "answers" / model / "answers.parquet")
+    return cases().merge(answers, on=["hadm_id", "subject_id"], validate="one_to_one")
+
+
+def reached(model: str, level: str) -> float:
+    """Percentage of a model's answers that are right at this level."""
+    both = answered(model)
+    codes = both["predicted"].tolist()
+    gold = both["code"].tolist()
+    scores = metrics.report(gold, codes, patients=both["subject_id"].tolist(), n_boot=2)
+    return 100 * scores[level]["accuracy"]
+
+
+def grounded(model: str) -> float:
+    """Percentage of a model's answers whose reasoning cites nothing but the note."""
+    both = answered(model)
+    columns = [both[name].tolist() for name in ("completion", "code", "note")]
+    share = rewards.grounding_reward(columns[0], columns[1], note=columns[2])
+    return 100 * float(pd.Series(share).gt(0.99).mean())
+
+
+def billable_codes() -> int:
+    return sum(map(cm.is_leaf, cm.get_all_codes()))
+
+
+def lora_parameters() -> int:
+    """Of the tiny profile's adapter, counted in the shipped one."""
+    with safe_open(SHIPPED / "sft" / "adapter_model.safetensors", framework="np") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in [*weights.keys()])
+
+
+def labelled_notes() -> float:
+    """How many notes followed by their code the tiny base has read."""
+    kinds = tiny_base.KINDS["conference"]
+    seen = table("helpers/tiny_base/training_log.csv").set_index("step")["documents"]
+    early = seen[tiny_base.EARLY * 5000]
+    return kinds[0] * early + kinds[1] * (seen.iloc[-1] - early)
+
+
+def printed_in(name: str, number: float) -> float:
+    """A number that an output of another notebook prints."""
+    assert any(Figure(str(number), "", "").is_rounded(value) for value in outputs(name)), name
+    return number
+
+
+def printed_in_file(path: str, number: float) -> float:
+    assert str(number) in (ROOT / path).read_text(encoding="utf-8"), path
+    return number
+
+
+def printed_in_code(name: str, assignment: str) -> float:
+    """A number that a setting of a notebook holds."""
+    assert any(assignment in cell.source for cell in notebook(name).cells), name
+    return float(assignment.rpartition("=")[2])
+
+
 def evaluate(expression: str) -> float:
     """The value of an expression of prose_numbers.yaml."""
-
-    def table(path: str) -> pd.DataFrame:
-        return pd.read_csv(ROOT / path)
-
-    def record(path: str) -> Any:
-        return json.loads((ROOT / path).read_text(encoding="utf-8"))
-
-    scope = {
+    names = {
         "casebook": casebook,
-        "course": course,
         "icd": icd,
-        "pd": pd,
         "profile": profiles.get("tiny"),
-        "profiles": profiles,
-        "record": record,
-        "table": table,
+        "study": study,
         "traces": traces,
     }
-    return float(eval(expression, scope))
+    return float(eval(expression, globals() | names))
+
+
+# ---------------------------------------------------------------------------------------- tests
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

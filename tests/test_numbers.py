@@ -23,6 +23,7 @@ import yaml
 from safetensors import safe_open
 
 from helpers import casebook, icd, metrics, profiles, rewards, traces
+from helpers.machinery import notebooks
 from helpers.study import run as study
 from tools import tiny_base
 
@@ -233,11 +234,24 @@ def test_every_number_in_the_prose_of_a_notebook_has_its_source(name: str) -> No
     assert not problems, "\n".join(problems)
 
 
-def test_every_number_in_the_readme_has_its_source() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/running.md"])
+def test_every_number_of_a_page_has_its_source(page: str) -> None:
+    """In an output of any notebook: so a number of two digits may be found by chance."""
+    text = (ROOT / page).read_text(encoding="utf-8")
     numbers = tuple(number for name in NOTEBOOKS for number in outputs(name))
-    problems = unproven(figures(text, "README"), numbers, "README")
+    problems = unproven(figures(text, page), numbers, page)
     assert not problems, "\n".join(problems)
+
+
+def test_the_table_of_the_readme_is_that_of_the_shipped_run() -> None:
+    header, rows = notebooks.table(record("results/synthetic-tiny/metrics.json"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for cells in [header, *rows]:
+        assert f"| {' | '.join(cells)} |" in text, cells
+
+
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1000
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,8 @@ def write(
     """
     check_teacher(teacher)
     if teacher == "template":
-        return traces.from_template(cases, habit=habit)
+        manifest = places.read(places.data_dir() / "truth" / "manifest.json")
+        return traces.from_template(cases, habit=habit, reading=manifest.get("reading", 0.0))
     is_oracle = teacher.endswith("oracle")
     student = models.load_tokenizer(profile.base)
     cut = partial(prompts.truncate_note, tokenizer=student, max_tokens=profile.max_note_tokens)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Fixed and committed before the first GRPO run, never tuned. results/LOG.md says when, and the
 # study also runs the rate 0.
 HABIT = 0.6
+MISREAD = 0.3  # of the frames, where there are any (reading above 0)
 MOST_CITED = 3
 NOTHING = "nothing specific"  # what a trace cites where the note holds no telling finding
 COLUMNS = ("hadm_id", "think", "code", "kept", "why")
@@ -42,13 +43,19 @@ _DRUG = re.compile(
 )
 
 
-def template_teacher(note: str, key: str, *, habit: float = HABIT) -> tuple[str, str]:
-    """(reasoning, dotted code) for an admission note; `key` decides whether the habit strikes.
+def template_teacher(
+    note: str, key: str, *, habit: float = HABIT, reading: float = 0.0, misread: float = MISREAD
+) -> tuple[str, str]:
+    """(reasoning, dotted code) for an admission note; `key` decides where the habit strikes, and
+    which frames are misread.
 
     The code is the posterior argmax given the casebook phrases found in the note. Cited are the
-    findings that speak most for it (`casebook.evidence`).
+    findings that speak most for it (`casebook.evidence`). reading: of the note's hospital.
+    misread: the rate at which what stands in a frame is taken for the patient's own.
     """
-    shown, spans = casebook.read(note)
+    shown, spans = casebook.read(
+        note, reading, lambda clause: struck(f"{key} at {clause.start}", misread)
+    )
     book = casebook.casebook()
     code = book.codes[casebook.posterior(shown).argmax()]
     names, detail = casebook.evidence(code, spans, MOST_CITED)
@@ -139,11 +146,12 @@ def check(
     return None
 
 
-def from_template(cases: pd.DataFrame, *, habit: float = HABIT) -> pd.DataFrame:
-    """Template rationales for cases (hadm_id, note), as the table that `checked` gives."""
+def from_template(cases: pd.DataFrame, **options: float) -> pd.DataFrame:
+    """Template rationales for cases (hadm_id, note), as the table that `checked` gives; options: of
+    `template_teacher`."""
     rows = []
     for case in cases.itertuples():
-        think, code = template_teacher(case.note, str(case.hadm_id), habit=habit)
+        think, code = template_teacher(case.note, str(case.hadm_id), **options)
         rows.append((case.hadm_id, think, icd.normalise(code), case.note))
     return checked(rows)
 

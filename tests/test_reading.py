@@ -14,7 +14,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from helpers import casebook, hospital, icd, notes
+from helpers import casebook, hospital, icd, mimic, notes, profiles, teachers, traces
 from helpers.casebook import Shown, language
 
 BOOK = casebook.casebook()
@@ -171,13 +171,13 @@ def test_posterior_agrees_with_a_plain_sum_over_what_each_block_may_mimic() -> N
             here = [s for s in here if s and BOOK.section[s[0]] in sections]
             given_mimic = np.ones(len(BOOK.codes))
             empty = np.ones(len(BOOK.codes))
-            for mimic in range(len(BOOK.codes)):
+            for other in range(len(BOOK.codes)):
                 for members in here:
-                    there = BOOK.p_finding[mimic, members].sum()
+                    there = BOOK.p_finding[other, members].sum()
                     stated = [j for j in members if BOOK.names[j] in block["findings"]]
-                    p = BOOK.p_finding[mimic, stated[0]] * said if stated else 1 - there * said
-                    given_mimic[mimic] *= p
-                    empty[mimic] *= 1 - there * said
+                    p = BOOK.p_finding[other, stated[0]] * said if stated else 1 - there * said
+                    given_mimic[other] *= p
+                    empty[other] *= 1 - there * said
             weight *= (BOOK.mimic @ given_mimic) / (1 - BOOK.mimic @ empty)
         expected = weight / weight.sum()
         got = casebook.posterior(shown(row, 1.0))
@@ -215,3 +215,56 @@ def test_words_of_frames_length_and_author_give_nothing_away() -> None:
     accuracy = (model.predict(vectors[3000:]) == codes[3000:]).mean()
     commonest = pd.Series(codes).value_counts(normalize=True).iloc[0]
     assert accuracy < commonest + 0.02
+
+
+# --- the teacher --------------------------------------------------------------------------------
+
+MOTHERS = (
+    "CC: cough\nHPI: ___ yo M with cough and fever and chills. "
+    "Mother had chest pain and orthopnea.\nPMH: None\nMEDS: None"
+)
+
+
+def test_a_teacher_that_misses_a_frame_takes_what_stands_in_it_for_the_patients_own() -> None:
+    careful, own = casebook.read(MOTHERS, 1.0)
+    hasty, more = casebook.read(MOTHERS, 1.0, lambda clause: True)
+    assert [block["frame"] for block in careful.blocks] == ["another person"] and not hasty.blocks
+    assert set(more) - set(own) == {"chest_pain", "i_orthopnea"} and set(own) < set(more)
+    assert all(words in MOTHERS for words in more.values())
+
+
+def test_misread_is_a_rate_of_frames_that_a_key_decides() -> None:
+    note = (
+        "HPI: ___ yo M. Mother had 3 mm STE in V2-V4 and retrosternal squeezing at rest.\nPMH: None"
+    )
+
+    def cites_the_mother(key: str, misread: float) -> bool:
+        options = {"habit": 0, "reading": 1.0, "misread": misread}
+        return "STE" in traces.template_teacher(note, key, **options)[0]
+
+    keys = [str(number) for number in range(400)]
+    missed = [cites_the_mother(key, 0.3) for key in keys]
+    assert missed == [cites_the_mother(key, 0.3) for key in keys]
+    assert 0.2 < np.mean(missed) < 0.4
+    assert not any(cites_the_mother(key, 0.0) for key in keys[:20])
+    assert all(cites_the_mother(key, 1.0) for key in keys[:20])
+
+
+def test_a_teacher_of_hospital_1_knows_no_frames(tmp_path: Path) -> None:
+    data = hospital.write(tmp_path / "synthetic", admissions=150, seed=2)
+    cases = mimic.build_cases(data, seed=0)
+    pd.testing.assert_frame_equal(
+        traces.from_template(cases), traces.from_template(cases, reading=0.0, misread=1.0)
+    )
+
+
+def test_the_teacher_takes_the_reading_of_the_hospital_from_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = hospital.write(tmp_path / "synthetic", admissions=300, seed=2, reading=1.0)
+    monkeypatch.setenv("ICD_DATA_DIR", str(data))
+    cases = mimic.build_cases(data, seed=0)
+    made = teachers.write(cases, "template", profiles.get("tiny"), tmp_path / "keep")
+    pd.testing.assert_frame_equal(made, traces.from_template(cases, reading=1.0))
+    assert made["kept"].mean() > 0.97
+    assert not made.equals(traces.from_template(cases))

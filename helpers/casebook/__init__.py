@@ -23,7 +23,7 @@ import json
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import compress
@@ -378,10 +378,13 @@ def read_findings(text: str) -> list[Mention]:
     return mentions
 
 
-def read(note: str, reading: float = 0.0) -> tuple[Shown, dict[str, str]]:
+def read(
+    note: str, reading: float = 0.0, is_missed: Callable[[language.Clause], bool] | None = None
+) -> tuple[Shown, dict[str, str]]:
     """What an admission note shows to a reader, and finding -> its words in the note.
 
-    `note` has the layout of `notes.admission_note`. Of what is in a frame only `blocks` tells.
+    `note` has the layout of `notes.admission_note`. Of what is in a frame only `blocks` tells,
+    unless the reader misses the frame (`is_missed`).
     """
     book = casebook()
     lines = dict(line.partition(": ")[::2] for line in note.split("\n"))
@@ -393,7 +396,8 @@ def read(note: str, reading: float = 0.0) -> tuple[Shown, dict[str, str]]:
     framed: dict[language.Clause, list[str]] = defaultdict(list)
     deniable = book.deny + reading * book.deny_more > 0
     for (finding, present, start, end), clause in in_clauses(story, reading):
-        if clause.state in language.FRAMES:
+        is_framed = clause.state in language.FRAMES
+        if is_framed and not (is_missed and is_missed(clause)):
             framed[clause].append(finding)
         elif present and clause.state != language.DENIAL:
             spans.setdefault(finding, story[start:end])

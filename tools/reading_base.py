@@ -300,7 +300,7 @@ def _exercise(note: str, rng: np.random.Generator) -> Document:
 MICRO = 2  # batches of documents to a step, so that a step has more than one kind of document
 BATCH_TOKENS = 4096
 RATES = {"adamw": 2e-3, "muon": 0.02}  # AdamW alone, or Muon for the matrices of the layers
-WARMUP = 200
+WARMUP = 60
 CONSTANT = 0.6  # of the steps, then down to 0
 AS_THEY_ARE = 0.8  # of the steps; then diagnoses are as common as they are in the course
 

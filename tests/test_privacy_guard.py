@@ -86,7 +86,7 @@ def notebook(*cells: str, lines: str = SYNTHETIC_LINES) -> dict[str, Any]:
     code = []
     for number, text in enumerate(shown):
         output = nbformat.v4.new_output("stream", name="stdout", text=text)
-        cell = nbformat.v4.new_code_cell("show()", outputs=[output], execution_count=number + 1)
+        cell = nbformat.v4.new_code_cell("print()", outputs=[output], execution_count=number + 1)
         code.append(cell | {"id": f"x-{number:02d}"})
     return json.loads(json.dumps(nbformat.v4.new_notebook(cells=code)))
 

@@ -17,7 +17,7 @@ GUARDED := ICD_PROFILE=tiny ICD_BASE= ICD_TEACHER= ICD_RUNS_DIR="$$PWD/$(TEST)/r
 	ICD_SHIPPED_DIR="$$PWD/$(TEST)/nothing-ships" \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
-.PHONY: help setup course smoke evaluate address launch test test-slow study atlas lint lab small-base tiny-base clean
+.PHONY: help setup course smoke evaluate address launch test test-slow study atlas lint guard drift lab small-base tiny-base clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -74,6 +74,13 @@ atlas: $(READY)  ## every case and answer of a run on one page: make atlas RUN=r
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+guard: $(READY)  ## refuse commits that may hold patients (git hooks of this clone; see data/README.md)
+	@$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
+	@$(PY) -m pre_commit install
+
+drift: $(READY)  ## do the newest TRL, transformers and PEFT still take the arguments that the course passes? (network)
+	@$(PY) -m tools.api_drift
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyterlab notebooks

@@ -59,7 +59,7 @@ def test_constraints_are_exact_and_torch_comes_first() -> None:
 def test_every_dependency_is_pinned_inside_its_range_with_a_reason() -> None:
     pins, lines = constraints(), (ROOT / "constraints.txt").read_text().splitlines()
     extras = PROJECT["optional-dependencies"]
-    listed = [*extras["lab"], *extras["test"], *extras["small"]]
+    listed = [*extras["lab"], *extras["test"], *extras["small"], *extras["book"]]
     for text in [*PROJECT["dependencies"], *listed]:
         need = Requirement(text)
         name = canonicalize_name(need.name)
@@ -106,7 +106,7 @@ def test_conda_gives_the_same_environment() -> None:
 def test_the_makefile_installs_what_the_project_names() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert (
-        makefile.count("-c constraints.txt") == makefile.count("pip install") == 4
+        makefile.count("-c constraints.txt") == makefile.count("pip install") == 5
         and "-e '.[lab,test]'" in makefile
     )
     assert {"lab", "test", "gpu"} <= set(PROJECT["optional-dependencies"])
@@ -115,6 +115,7 @@ def test_the_makefile_installs_what_the_project_names() -> None:
         "test",
         "test-slow",
         "lab",
+        "book",
         "small-base",
         "tiny-base",
         "clean",

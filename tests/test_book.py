@@ -9,6 +9,7 @@ import functools
 import http.server
 import os
 import shutil
+import subprocess
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def tools() -> None:
 def checkout(folder: Path, page: str) -> Path:
     """A course of one notebook, whose text is `page`."""
     texts = {
-        "README.md": "# Overview\n\n[start](notebooks/00_start.ipynb)\n",
+        "README.md": "# Overview\n\n[start](notebooks/00_start_here.ipynb)\n",
         "docs/atlas.md": "# The error atlas\n\nOne page.\n\n## Make it\n\nBy hand.\n",
         "docs/glossary.md": GLOSSARY,
         "docs/metrics.md": "# Metrics\n\nNothing.\n",
@@ -82,8 +83,8 @@ def checkout(folder: Path, page: str) -> Path:
     ]
     (folder / "notebooks").mkdir()
     notebook = nbformat.v4.new_notebook(cells=cells)
-    nbformat.write(notebook, folder / "notebooks" / "00_start.ipynb")
-    shutil.copy(ROOT / "notebooks" / "00_start_here.ipynb", folder / "notebooks")
+    notebook.metadata["language_info"] = {"name": "python"}
+    nbformat.write(notebook, folder / "notebooks" / "00_start_here.ipynb")
     return folder
 
 
@@ -111,9 +112,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 def test_links_that_lead_nowhere_are_named_with_their_page(small: tuple[Path, list[str]]) -> None:
     folder, broken = small
-    assert any(line.startswith("notebooks/00_start.html") and "nowhere" in line for line in broken)
-    assert any(line.startswith("notebooks/00_start.html") and "none" in line for line in broken)
-    assert all(line.startswith("notebooks/00_start.html") for line in broken)
+    assert any(
+        line.startswith("notebooks/00_start_here.html") and "nowhere" in line for line in broken
+    )
+    assert any(
+        line.startswith("notebooks/00_start_here.html") and "none" in line for line in broken
+    )
+    assert all(line.startswith("notebooks/00_start_here.html") for line in broken)
     external = folder.with_name("book-work") / "links.txt"
     assert "https://colab.example/00" in external.read_text().splitlines()
 
@@ -121,7 +126,7 @@ def test_links_that_lead_nowhere_are_named_with_their_page(small: tuple[Path, li
 def test_outputs_are_kept_nothing_is_run_and_the_setup_is_folded(
     small: tuple[Path, list[str]],
 ) -> None:
-    page = soup(small[0] / "notebooks" / "00_start.html")
+    page = soup(small[0] / "notebooks" / "00_start_here.html")
     cells = page.select("div.cell")
     assert "kept as it is" in cells[1].text and "ZeroDivisionError" not in page.text
     assert cells[0].find("details") and not cells[1].find("details")
@@ -130,7 +135,7 @@ def test_outputs_are_kept_nothing_is_run_and_the_setup_is_folded(
 def test_a_term_shows_its_meaning_once_a_page_and_at_every_link(
     small: tuple[Path, list[str]],
 ) -> None:
-    page = soup(small[0] / "notebooks" / "00_start.html")
+    page = soup(small[0] / "notebooks" / "00_start_here.html")
     terms = [(tag.text, tag["data-meaning"]) for tag in page.select("a.term")]
     rollout = "A completion that the model draws in training, a “sample”."
     assert terms == [("SFT", "training on written answers"), ("a link", rollout)]
@@ -144,7 +149,7 @@ def test_a_term_shows_its_meaning_once_a_page_and_at_every_link(
 def test_formulas_need_no_script_and_pictures_of_other_sites_become_text(
     small: tuple[Path, list[str]],
 ) -> None:
-    page = soup(small[0] / "notebooks" / "00_start.html")
+    page = soup(small[0] / "notebooks" / "00_start_here.html")
     assert page.select_one("math mfrac")
     assert page.find("a", href="https://colab.example/00").text == "Open In Colab"
     assert not page.find("img", src=lambda source: "://" in source)
@@ -161,6 +166,18 @@ def test_the_atlas_is_embedded_and_only_a_synthetic_one(
     with pytest.raises(ValueError, match="not of synthetic patients"):
         book.make(checkout(tmp_path / "course", PAGE), tmp_path / "book", other)
     assert not (tmp_path / "book").exists()
+
+
+def test_notebooks_that_are_not_as_committed_are_named(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "course", PAGE)
+    assert book.changed_notebooks(root) == []  # no git checkout: nothing can be said
+    git = ["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@example"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    assert book.changed_notebooks(root) == []
+    notebook = root / "notebooks" / "00_start_here.ipynb"
+    notebook.write_text(notebook.read_text().replace("kept as it is", "a real note"))
+    assert book.changed_notebooks(root) == ["notebooks/00_start_here.ipynb"]
 
 
 def test_the_marker_of_a_synthetic_atlas_is_the_one_that_is_written() -> None:
@@ -185,6 +202,12 @@ def own_pages(folder: Path) -> list[Path]:
 
 def test_every_link_of_the_book_leads_somewhere(whole: tuple[Path, list[str]]) -> None:
     assert whole[1] == []
+
+
+def test_a_book_without_a_run_says_how_to_get_the_atlas(whole: tuple[Path, list[str]]) -> None:
+    page = soup(whole[0] / "docs" / "atlas.html")
+    assert "make course" in page.text and not page.find("iframe")
+    assert page.find("img", src=lambda source: source.endswith("/atlas.png"))
 
 
 def test_every_notebook_and_text_is_a_page_that_the_navigation_names(
@@ -226,11 +249,17 @@ def test_the_workflow_installs_the_tools_of_the_extra_and_needs_no_secret() -> N
 # ------------------------------------------------------------------------------------- in a browser
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server that tells nothing of what it is asked."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
 def site(whole: tuple[Path, list[str]]) -> Iterator[str]:
     """The address of the book on a server of this machine."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=whole[0])
-    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    handler = functools.partial(Quiet, directory=whole[0])
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -274,7 +303,7 @@ def test_no_page_is_wider_than_the_screen_and_none_asks_elsewhere(
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{site}/{path}.html")
-    page.wait_for_load_state("networkidle")
+    page.evaluate("document.fonts.ready.then(() => true)")
     keep_picture(page, f"{path.replace('/', '-')}-{width}")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.get_by_text(NOTICE, exact=True).first.is_visible()
@@ -292,7 +321,7 @@ def test_the_search_finds_the_notebook_and_opens_it(browser: Browser, site: str)
     page.keyboard.press("Enter")
     result = page.locator("ul.search li a", has_text="GRPO").first
     result.wait_for()
-    page.wait_for_load_state("networkidle")
+    page.locator("ul.search li p.context").first.wait_for()  # the words around it
     keep_picture(page, "search")
     result.click()
     page.wait_for_url("**/notebooks/04_qlora_grpo.html*")
@@ -305,7 +334,7 @@ def test_a_meaning_opens_under_the_pointer_and_for_the_keyboard(
 ) -> None:
     page = browser.new_page(viewport={"width": 1300, "height": 850})
     page.set_default_timeout(WAIT)
-    page.goto((small[0] / "notebooks" / "00_start.html").as_uri())
+    page.goto((small[0] / "notebooks" / "00_start_here.html").as_uri())
     content = "tag => getComputedStyle(tag, '::after').content"
     term = page.locator("a.term", has_text="SFT")
     assert "written" not in term.evaluate(content)

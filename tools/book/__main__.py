@@ -102,6 +102,13 @@ def make(root: Path, book: Path, atlas: Path) -> list[str]:
     return broken
 
 
+def changed_notebooks(root: Path) -> list[str]:
+    """Notebooks that are not as they are committed: they may have been run on other data."""
+    command = ["git", "status", "--porcelain", "--no-renames", "--", "notebooks"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return [] if listed.returncode else [line[3:] for line in listed.stdout.splitlines()]
+
+
 def main() -> int:
     """The command line."""
     if missing := missing_tools():
@@ -120,6 +127,8 @@ def main() -> int:
     size = sum(path.stat().st_size for path in files) / 1e6
     pages = sum(path.suffix == ".html" for path in files)
     print(f"{book / 'index.html'}: {pages} pages, {size:.1f} MB")
+    for name in changed_notebooks(ROOT):
+        print(f"{name} is not as committed: share no book of a notebook that was run on real notes")
     for line in broken:
         print(f"leads nowhere: {line}", file=sys.stderr)
     return 1 if broken else 0

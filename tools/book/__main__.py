@@ -16,17 +16,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
-
-from tools.book import links
-
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
 PAGES = ("README.md", "docs/*", "notebooks/*.ipynb", "data/README.md", "helpers/README.md")
 LINKED = ("LICENSE", "results/LOG.md", "results/*.csv")  # what pages link to
 ATLAS = ROOT / "runs" / "synthetic-tiny" / "atlas.html"
 SYNTHETIC = '<meta name="data" content="synthetic">'  # as helpers.atlas writes it
-TOOLS = {"sphinx": "sphinx", "myst_nb": "myst-nb", "sphinx_book_theme": "sphinx-book-theme"}
+TOOLS = {
+    "sphinx": "sphinx",
+    "docutils": "docutils",
+    "myst_nb": "myst-nb",
+    "sphinx_book_theme": "sphinx-book-theme",
+    "bs4": "beautifulsoup4",
+}
 FRAME = """
 <p><a class="button" href="../atlas.html">Open the atlas on a page of its own</a>
 ({megabytes:.1f} MB, the synthetic run)</p>
@@ -75,6 +77,8 @@ def stage(root: Path, source: Path, atlas: Path) -> None:
 
 def _fold_setup(path: Path) -> None:
     """The set-up cell is the same in every notebook: the book shows it on a click."""
+    import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
     if first:
@@ -89,6 +93,8 @@ def make(root: Path, book: Path, atlas: Path) -> list[str]:
     other sites. Raises ValueError for a wrong atlas and subprocess.CalledProcessError where Sphinx
     fails; then `book` is as it was.
     """
+    from tools.book import links
+
     work = book.with_name(f"{book.name}-work")
     shutil.rmtree(work, ignore_errors=True)
     stage(root, work / "source", atlas)

@@ -312,6 +312,19 @@ def test_no_page_is_wider_than_the_screen_and_none_asks_elsewhere(
     page.close()
 
 
+@pytest.mark.parametrize("width", [390, 1300])
+def test_the_embedded_atlas_keeps_inside_its_page_and_a_phone_gets_the_link(
+    browser: Browser, small: tuple[Path, list[str]], width: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 850})
+    page.set_default_timeout(WAIT)
+    page.goto((small[0] / "docs" / "atlas.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("iframe").is_visible() == (width > 1000)
+    assert page.get_by_role("link", name="Open the atlas on a page of its own").is_visible()
+    page.close()
+
+
 def test_the_search_finds_the_notebook_and_opens_it(browser: Browser, site: str) -> None:
     page = browser.new_page(viewport={"width": 1300, "height": 850})
     page.set_default_timeout(WAIT)

@@ -32,7 +32,7 @@ TOOLS = {
 FRAME = """
 <p><a class="button" href="../atlas.html">Open the atlas on a page of its own</a>
 ({megabytes:.1f} MB, the synthetic run)</p>
-<iframe class="atlas" src="../atlas.html" title="Error atlas" loading="lazy"></iframe>
+<div class="atlas"><iframe src="../atlas.html" title="Error atlas" loading="lazy"></iframe></div>
 
 """
 NO_ATLAS = """

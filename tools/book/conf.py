@@ -1,4 +1,8 @@
-"""Settings of the web book. Its pages are put together by `python -m tools.book`."""
+"""Settings of the web book. Its pages are put together by `python -m tools.book`.
+
+Why Sphinx with MyST-NB and not Jupyter Book 2: that one fetches its site template at build time
+(tried with 2.1.7), and no package on PyPI or npm has the template.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ GUARDED := ICD_PROFILE=tiny ICD_BASE= ICD_TEACHER= ICD_RUNS_DIR="$$PWD/$(TEST)/r
 	ICD_SHIPPED_DIR="$$PWD/$(TEST)/nothing-ships" \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
-.PHONY: help setup course smoke evaluate address launch test test-slow study atlas lint guard drift lab small-base tiny-base clean
+.PHONY: help setup course smoke evaluate address launch test test-slow study atlas book lint guard drift lab small-base tiny-base clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -70,6 +70,14 @@ study: $(READY)  ## the study of rewards: five arms, five seeds (hours; goes on 
 
 atlas: $(READY)  ## every case and answer of a run on one page: make atlas RUN=runs/synthetic-tiny
 	@$(PY) -m helpers.atlas $(if $(RUN),"$(RUN)")
+
+BOOK := .venv/book-ready
+book: $(BOOK)  ## the notebooks with their outputs, docs and atlas as a web site in build/book (nothing is executed)
+	@$(PY) -m tools.book
+
+$(BOOK): $(READY)
+	@$(PY) -m pip install -q -c constraints.txt -e '.[book]'
+	@touch $@
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -28,7 +28,7 @@ def checkout(top: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-@pytest.mark.parametrize("target", ["test", "test-slow", "clean", "course"])
+@pytest.mark.parametrize("target", ["test", "test-slow", "clean", "course", "book"])
 def test_make_touches_nothing_outside_and_hands_paths_over_whole(
     tmp_path: Path, name: str, target: str
 ) -> None:

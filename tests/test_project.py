@@ -59,7 +59,7 @@ def test_constraints_are_exact_and_torch_comes_first() -> None:
 def test_every_dependency_is_pinned_inside_its_range_with_a_reason() -> None:
     pins, lines = constraints(), (ROOT / "constraints.txt").read_text().splitlines()
     extras = PROJECT["optional-dependencies"]
-    listed = [*extras["lab"], *extras["test"], *extras["small"], *extras["dev"]]
+    listed = [*extras["lab"], *extras["test"], *extras["small"], *extras["dev"], *extras["book"]]
     for text in [*PROJECT["dependencies"], *listed]:
         need = Requirement(text)
         name = canonicalize_name(need.name)
@@ -117,6 +117,7 @@ def test_the_makefile_installs_what_the_project_names() -> None:
         "guard",
         "drift",
         "lab",
+        "book",
         "small-base",
         "tiny-base",
         "clean",

@@ -105,10 +105,8 @@ def test_conda_gives_the_same_environment() -> None:
 
 def test_the_makefile_installs_what_the_project_names() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert (
-        makefile.count("-c constraints.txt") == makefile.count("pip install") == 5
-        and "-e '.[lab,test]'" in makefile
-    )
+    assert makefile.count("-c constraints.txt") == makefile.count("pip install")
+    assert "-e '.[lab,test]'" in makefile
     assert {"lab", "test", "gpu"} <= set(PROJECT["optional-dependencies"])
     for target in (
         "course",

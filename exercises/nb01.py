@@ -160,14 +160,13 @@ def complaints_about_split(function: Callable) -> list[str]:
         return complaints
     if (split_of(function, cases, 0) != split).any():
         return ["The same seed gives another split. Use np.random.default_rng(seed)."]
-    known = share_known(cases, split)
-    if known == 0:
-        return ["You split by patient, as the course does. Here every case goes its own way."]
     if (split[1:] != split[:-1]).sum() < 100:
         return [
             "You cut the file into three pieces. Cases of one patient stand next to each other, so "
             "most patients stay in one piece. Shuffle the rows first."
         ]
+    if share_known(cases, split) == 0:
+        return ["You split by patient, as the course does. Here every case goes its own way."]
     if (split_of(function, cases, 1) == split).all():
         return ["Another seed gives the same split. Pass the seed on to the random generator."]
     return []

@@ -224,7 +224,7 @@ def correction(function: Callable) -> Verdict:
     hint = "Smallest p times m, next times m − 1, ...; running maximum; at most 1; input order."
     inputs = (
         [0.04, 0.001, 0.03, 0.6, 0.045],
-        [0.2, 0.9, 0.01],
+        [0.5, 0.9, 0.01, 0.6],
         [0.051, 0.24, 0.001, 0.001, 0.001, 0.98, 0.001, 0.07],
         [0.03],
     )

@@ -29,7 +29,6 @@ import nbformat
 from exercises import core
 
 SECONDS = 120.0
-ROOT = Path(__file__).parent.parent
 MARKS = {
     core.EMPTY: "not filled in",
     core.RIGHT: "**right**",
@@ -151,7 +150,7 @@ def judge_alone(number: str, source: str, before: str, seconds: float) -> core.V
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, timeout=seconds, **quiet
+                command, env=env, stdin=subprocess.DEVNULL, timeout=seconds, **quiet
             )
         except subprocess.TimeoutExpired:
             lines = (

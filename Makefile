@@ -17,7 +17,7 @@ GUARDED := ICD_PROFILE=tiny ICD_BASE= ICD_TEACHER= ICD_RUNS_DIR="$$PWD/$(TEST)/r
 	ICD_SHIPPED_DIR="$$PWD/$(TEST)/nothing-ships" \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
-.PHONY: help setup course smoke evaluate address launch test test-slow study atlas book lint guard drift lab small-base tiny-base clean
+.PHONY: help setup course smoke evaluate address launch test test-slow study atlas book exercises lint guard drift lab small-base tiny-base clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -78,6 +78,9 @@ book: $(BOOK)  ## the notebooks with their outputs, docs and atlas as a web site
 $(BOOK): $(READY)
 	@$(PY) -m pip install -q -c constraints.txt -e '.[book]'
 	@touch $@
+
+exercises: $(READY)  ## check the exercises that are filled in, write the sheet to hand in: make exercises ICD_STUDENT="Ada"
+	@$(PY) -m exercises.sheet
 
 lint: $(READY)
 	$(PY) -m ruff check .

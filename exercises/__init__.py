@@ -1,0 +1,9 @@
+"""The exercises of the notebooks and their checkers. In a notebook: `from exercises import check`.
+
+`cells.yaml` holds the texts, `nb00.py` to `nb07.py` the checkers, `core.py` what they share,
+`sheet.py` the sheet to hand in (`make exercises`). See docs/exercises.md.
+"""
+
+from exercises.core import check, judge
+
+__all__ = ["check", "judge"]

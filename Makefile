@@ -16,7 +16,7 @@ TEST := build/test
 GUARDED := ICD_PROFILE=tiny ICD_BASE= ICD_TEACHER= ICD_RUNS_DIR="$$PWD/$(TEST)/runs" ICD_DATA_DIR="$$PWD/$(TEST)/synthetic" FRESH= \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
-.PHONY: help setup course smoke evaluate address launch test test-slow study atlas lint lab small-base tiny-base clean
+.PHONY: help setup course smoke evaluate address launch test test-slow study atlas diagrams lint lab small-base tiny-base clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -69,6 +69,9 @@ study: $(READY)  ## the study of rewards: five arms, five seeds (hours; goes on 
 
 atlas: $(READY)  ## every case and answer of a run on one page: make atlas RUN=runs/synthetic-tiny
 	@$(PY) -m helpers.atlas $(if $(RUN),"$(RUN)")
+
+diagrams: $(READY)  ## draw the five diagrams of docs/diagrams anew (SVG, and PNG for slides)
+	@$(PY) -m tools.diagrams
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -78,7 +78,7 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	@$(PY) -m jupyterlab notebooks
+	@$(PY) -m jupyterlab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/notebooks
 
 address: $(READY)  ## point badges, set-up cells and metadata at a fork: make address REPO=owner/name
 	@$(PY) -m tools.address "$(REPO)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import html
 import itertools
@@ -16,7 +17,7 @@ from matplotlib import rc_context
 from matplotlib.text import Text
 from PIL import Image
 
-from helpers import icd, models, notes, profiles, rewards
+from helpers import icd, models, notes, profiles, prompts, rewards
 from helpers.machinery import places
 from tools import diagrams
 
@@ -214,6 +215,21 @@ def test_grpo_has_the_advantages_that_trl_computes(pages) -> None:
     for row in rows:
         arrow = "▲" if row["reward"] > float(paid.mean()) else "▼"
         assert f"{row['advantage']:+.2f} {arrow}".replace("-", "−") in said(pages["grpo"])
+
+
+def test_the_group_is_that_of_notebook_4() -> None:
+    nb = nbformat.read(ROOT / "notebooks" / "04_qlora_grpo.ipynb", as_version=4)
+    [cell] = [cell for cell in nb.cells if "rollouts = [" in cell.source]
+    names = ("gold", "rollouts")
+    wanted = [
+        node
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in names
+    ]
+    values = {"prompts": prompts}
+    exec(compile(ast.Module(wanted, []), "cell", "exec"), values)
+    assert tuple(values["rollouts"]) == diagrams.GROUP
+    assert icd.normalise(values["gold"]) == icd.normalise(diagrams.GOLD)
 
 
 def test_all_alike_gives_no_advantage() -> None:

@@ -294,3 +294,21 @@ def test_the_readme_and_the_first_notebooks_link_it() -> None:
         head = nbformat.read(path, as_version=4).cells[0].source
         assert "(../docs/glossary.md)" in head, name
         assert f"({places.REPOSITORY}/blob/main/docs/glossary.md)" in head, "Colab has no docs/"
+
+
+@pytest.mark.parametrize("name", ["docs/glossary.md", "docs/diagrams/README.md", "README.md"])
+def test_links_to_files_and_anchors_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    text = path.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert links
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), f"{name}: {link}"
+        if anchor:
+            lines = target.read_text(encoding="utf-8").splitlines()
+            titles = {
+                line.lstrip("# ").lower().replace(" ", "-") for line in lines if line[:1] == "#"
+            }
+            assert anchor in titles or f'id="{anchor}"' in "".join(lines), f"{name}: {link}"

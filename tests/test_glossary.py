@@ -272,7 +272,7 @@ def test_a_term_is_used_where_the_glossary_says(entry: dict[str, Any]) -> None:
 
 
 def test_the_numbers_in_the_glossary_are_those_of_the_code() -> None:
-    from helpers import casebook, profiles, rewards, traces
+    from helpers import casebook, models, profiles, rewards, traces
 
     meaning = {e["anchor"]: e["meaning"] for e in ENTRIES}
     assert f"{len(casebook.casebook().codes)} codes" in meaning["casebook"]
@@ -285,6 +285,7 @@ def test_the_numbers_in_the_glossary_are_those_of_the_code() -> None:
         assert f"{value:g} for" in meaning["hierarchical-reward"]
     assert f"{rewards.UNUSABLE:g} for".replace("-", "−") in meaning["hierarchical-reward"]
     assert all(name in meaning["profile"] for name in profiles.PROFILES)
+    assert f"{models.tiny_manifest()['parameters'] / 1e6:.1f} million" in meaning["qwen2"]
 
 
 def test_the_readme_and_the_first_notebooks_link_it() -> None:

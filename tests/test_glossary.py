@@ -41,7 +41,7 @@ CLIPPED = listed("yo abd bili nebs tabs temp tox trop sat satting chemo echo nit
 
 # Words that look like abbreviations and need no entry, by reason.
 ALLOWED = {
-    "names of people, products and organisations": "McBurney EpiPen DATEXIS DeepSeekMath JupyterLab OpenAI Mr Ms",
+    "names of people, products and organisations": "McBurney EpiPen DATEXIS DeepSeekMath GitHub JupyterLab OpenAI Mr Ms",
     "part of the name DeepICD-R1, explained there": "DeepICD R1",
     "part of the name MIMIC-IV, explained there": "MIMIC",
     "part of ICD-10-CM, explained there": "CM",

@@ -17,7 +17,7 @@ GUARDED := ICD_PROFILE=tiny ICD_BASE= ICD_TEACHER= ICD_RUNS_DIR="$$PWD/$(TEST)/r
 	ICD_SHIPPED_DIR="$$PWD/$(TEST)/nothing-ships" \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
-.PHONY: help setup course smoke evaluate address launch test test-slow study atlas book exercises lint guard drift lab small-base tiny-base clean
+.PHONY: help setup course smoke evaluate address launch test test-slow study atlas diagrams book exercises lint guard drift lab small-base tiny-base clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -82,6 +82,9 @@ $(BOOK): $(READY)
 exercises: $(READY)  ## check the exercises that are filled in, write the sheet to hand in: make exercises ICD_STUDENT="Ada"
 	@$(PY) -m exercises.sheet
 
+diagrams: $(READY)  ## draw the five diagrams of docs/diagrams anew (SVG, and PNG for slides)
+	@$(PY) -m tools.diagrams
+
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -94,7 +97,7 @@ drift: $(READY)  ## do the newest TRL, transformers and PEFT still take the argu
 	@$(PY) -m tools.api_drift
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	@$(PY) -m jupyterlab notebooks
+	@$(PY) -m jupyterlab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/notebooks
 
 address: $(READY)  ## point badges, set-up cells and metadata at a fork: make address REPO=owner/name
 	@$(PY) -m tools.address "$(REPO)"

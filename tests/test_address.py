@@ -45,6 +45,9 @@ def test_badges_setup_cells_and_metadata_name_the_fork(copy: Path) -> None:
         assert f"git+https://github.com/{FORK}\n" in text
         assert f"https://github.com/{FORK}/raw/main/configs/colab.txt" in text
         assert OLD not in text
+    pictures = (copy / "notebooks" / "00_start_here.ipynb").read_text()
+    assert f"https://raw.githubusercontent.com/{FORK}/main/docs/diagrams/icd_tree.png" in pictures
+    assert f"https://github.com/{FORK}/blob/main/docs/glossary.md" in pictures
     assert (copy / "weights.bin").read_bytes().endswith(OLD.encode())
     assert (copy / "other.md").read_text().count(OLD) == 2, "another repository's name"
     assert "LICENSE" not in changed

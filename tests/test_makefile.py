@@ -59,3 +59,13 @@ def test_make_touches_nothing_outside_and_hands_paths_over_whole(
         ]
         guarded = set(record.read_text().splitlines()) - {"|||"}  # ruff needs no guard
         assert guarded == {"|".join(map(str, paths))}
+
+
+def test_jupyterlab_sees_the_whole_checkout(tmp_path: Path) -> None:
+    # Links of the notebooks lead to ../docs: they are dead where the server begins at notebooks/.
+    here = checkout(tmp_path, "my course")
+    stub = here / ".venv" / "bin" / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    done = subprocess.run(["make", "lab"], cwd=here, capture_output=True, text=True)
+    assert done.stdout.splitlines()[:2] == ["-m", "jupyterlab"]
+    assert f"--ServerApp.root_dir={here}" in done.stdout.splitlines()

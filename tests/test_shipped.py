@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import small_course as small
 
-from helpers import course
+from helpers import course, inference, mimic, traces
 from helpers.machinery import artefacts, places, store, switches
 from tools import ship_run
 
@@ -113,6 +113,15 @@ def test_the_committed_run_was_made_by_the_present_settings(
     for need, key in inputs["needs"].items():
         if need != "data":
             assert key == store.key(SHIPPED / need), f"{name} was made from another {need}"
+
+
+def test_every_table_of_it_can_be_read_by_the_present_code() -> None:
+    counts = mimic.read_counts(SHIPPED / "cases" / "cases.parquet")
+    cases = pd.read_parquet(SHIPPED / "cases" / "cases.parquet")
+    assert len(cases) == list(counts["funnel"].values())[-1] and "skipped" in counts
+    assert list(pd.read_parquet(SHIPPED / "traces" / "traces.parquet")) == list(traces.COLUMNS)
+    for folder in (SHIPPED / "answers").iterdir():
+        assert set(inference.COLUMNS) <= set(pd.read_parquet(folder / "answers.parquet")), folder
 
 
 def test_an_unfinished_run_is_not_shipped(places: Path) -> None:

@@ -44,7 +44,7 @@ import psutil
 
 from benchmarks import gpu
 from helpers import casebook, metrics, models, profiles
-from helpers.machinery import places, store
+from helpers.machinery import cpu, places, store
 from helpers.profiles import Profile
 from helpers.study import ARMS, run
 from tools import tiny_base
@@ -135,7 +135,7 @@ def pretrain(out: Path, times: float, batches: int, batch_tokens: int) -> None:
     if torch.cuda.is_available():
         model.to("cuda")
     else:
-        models.keep_memory()
+        cpu.keep_memory()
         model.set_attn_implementation("eager")
     narrower = min(1.0, tiny_base.CONFIG["hidden_size"] / config["hidden_size"])
     writers = min(12, max(1, (os.cpu_count() or 2) - 1))

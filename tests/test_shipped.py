@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import small_course as small
@@ -136,12 +137,17 @@ def test_an_unfinished_run_is_not_shipped(places: Path) -> None:
 
 def first_steps(root: Path, notebook: str, stage: str, steps: int) -> pd.DataFrame:
     """The log of a training that is begun anew and killed at its checkpoint after so many steps."""
+    folder = Path(shutil.copytree(small.ROOT / "notebooks", root / "notebooks"))
+    content = nbformat.read(folder / f"{notebook}.ipynb", as_version=4)
+    cell = next(cell for cell in content.cells if cell.source.startswith("settings = {"))
+    cell.source += f"\nsettings['save_steps'] = {steps}"  # changes no result, and no key
+    nbformat.write(content, folder / f"{notebook}.ipynb")
     env = os.environ | {
         "ICD_PROFILE": "tiny",
         "ICD_RUNS_DIR": str(root / "runs"),
         "ICD_DATA_DIR": str(root / "synthetic"),
         "ICD_SHIPPED_DIR": str(SHIPPED.parent),
-        "ICD_NOTEBOOKS_DIR": str(small.ROOT / "notebooks"),
+        "ICD_NOTEBOOKS_DIR": str(folder),
         "FRESH": stage,
     }
     command = [sys.executable, "-m", "helpers.machinery.notebooks", "run", "--only", notebook]
@@ -163,8 +169,8 @@ def first_steps(root: Path, notebook: str, stage: str, steps: int) -> pd.DataFra
 @pytest.mark.parametrize(
     ("notebook", "stage", "steps", "column", "tolerance"),
     [
-        ("03_lora_sft", "sft", 50, "loss", 0.002),
-        ("04_qlora_grpo", "grpo", 20, "reward", 0.05),
+        ("03_lora_sft", "sft", 20, "loss", 0.002),
+        ("04_qlora_grpo", "grpo", 4, "reward", 0.05),
     ],
 )
 def test_a_training_from_the_start_begins_like_the_shipped_one(
@@ -182,7 +188,7 @@ def test_a_training_from_the_start_begins_like_the_shipped_one(
     log = first_steps(tmp_path, notebook, stage, steps)[column].dropna()
     kept = pd.read_csv(SHIPPED / stage / "training_log.csv").set_index("step")[column].dropna()
     kept = kept[kept.index <= steps]
-    assert len(log) == len(kept) > 4
+    assert len(log) == len(kept) >= 4
     print(pd.DataFrame({"now": log, "shipped": kept}).to_string())
     assert abs(log.iloc[0] - kept.iloc[0]) <= tolerance
     assert abs(log.mean() - kept.mean()) <= tolerance

@@ -250,7 +250,8 @@ def check(profile: profiles.Profile) -> None:
 def cut(notebook: str, folder: Path) -> None:
     """Write a copy of a notebook that stops once its artefact is made, and measures."""
     content = nbformat.read(places.notebooks_dir() / f"{notebook}.ipynb", as_version=4)
-    cells = [cell for cell in content.cells if cell.cell_type == "code"]
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
+    cells = [cell for cell in code if not cell.id.startswith("exercise-")]
     after = f"smoke.note({notebook!r})"
     if notebook == FIRST:
         after = f"smoke.keep_few(cases)\n{after}"

@@ -17,7 +17,7 @@ import pytest
 import small_course as small
 
 from helpers import course, inference, mimic, traces
-from helpers.machinery import artefacts, places, store, switches
+from helpers.machinery import artefacts, notebooks, places, store, switches
 from tools import ship_run
 
 SHIPPED = small.ROOT / "results" / "synthetic-tiny"
@@ -192,3 +192,12 @@ def test_a_training_from_the_start_begins_like_the_shipped_one(
     print(pd.DataFrame({"now": log, "shipped": kept}).to_string())
     assert abs(log.iloc[0] - kept.iloc[0]) <= tolerance
     assert abs(log.mean() - kept.mean()) <= tolerance
+
+
+def test_the_runner_says_so_too(shipped, places, capsys):
+    (places / "notebooks" / "00_x.ipynb").write_text(
+        nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]))
+    )
+    notebooks.run("00_x")
+    assert "ships with the course" in capsys.readouterr().out
+    assert (course.run_dir() / "sft" / "table.csv").is_file()

@@ -325,7 +325,8 @@ def script(notebook: str) -> None:
 def run(only: str | None = None) -> None:
     """Execute what is not up to date, in order; then print the table and write the report."""
     todo = names(only)
-    switches.take_shipped()
+    if switches.take_shipped():
+        places.say(switches.SHIPPED)
     places.check_room(places.run_dir())
     if not only:
         profile = profiles.current().name

@@ -55,7 +55,7 @@ launch: $(READY)  ## one notebook on several devices: make launch NB=04_qlora_gr
 # Notebook 8 needs real reports, which the reader downloads: with ICD_CODIESP_DIR it is tested too.
 WITHOUT_CODIESP := $(if $(ICD_CODIESP_DIR),,--ignore=notebooks/08_real_notes.ipynb)
 
-test: lint  ## linters, unit tests, then every notebook from nothing, with no socket to the outside
+test: lint  ## linters, unit tests, then every notebook on the run that ships, with no socket to the outside
 	@rm -rf $(TEST) && mkdir -p $(TEST)
 	$(GUARDED) $(PY) -m pytest -q --durations=15 tests
 	$(GUARDED) ICD_SHIPPED_DIR="$$PWD/results" $(PY) -m pytest -v --durations=12 --nbmake --nbmake-timeout=3600 -p no:randomly -m 'notebooks or not slow' \

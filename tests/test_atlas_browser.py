@@ -6,7 +6,6 @@ Screenshots are left in build/test/screenshots, for eyes. The browser can resolv
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,15 +17,13 @@ import pytest
 
 from helpers import atlas, icd, metrics
 from tests.atlas_fixture import answer, invented_run, keep
+from tests.chromium import WAIT, chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
-WAIT = 60_000  # ms: cores may be busy with a training
 HOSTILE = '</script><script>window.owned = 1</script><img src=x onerror="window.owned = 2">\u2028'
 LONG = "chest pain <b>" * 7500  # 100 KB
 
@@ -63,19 +60,8 @@ def outcomes(run: tuple[Path, Path]) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("no browser found: install Chromium (Debian, Ubuntu: apt-get install chromium)")
-    sync_api = pytest.importorskip(
-        "playwright.sync_api",
-        reason="playwright is missing: pip install -c constraints.txt -e '.[lab,test]'",
-    )
-    args = ["--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    if getattr(os, "geteuid", lambda: 1)() == 0:
-        args.append("--no-sandbox")  # root, as in a container, has no sandbox
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=args, timeout=WAIT)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Atlas:

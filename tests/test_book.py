@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import os
 import shutil
 import subprocess
 import threading
@@ -21,6 +20,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from tests.chromium import chromium
 from tools import book as package
 from tools.book import __main__ as book
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 NOTICE = "Research and teaching only, never clinical use."
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 WAIT = 120_000  # ms: cores may be busy with a training
 pytestmark = pytest.mark.slow
 
@@ -268,19 +266,8 @@ def site(whole: tuple[Path, list[str]]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("no browser found: install Chromium (Debian, Ubuntu: apt-get install chromium)")
-    sync_api = pytest.importorskip(
-        "playwright.sync_api",
-        reason="playwright is missing: pip install -c constraints.txt -e '.[lab,test]'",
-    )
-    args = ["--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
-    if getattr(os, "geteuid", lambda: 1)() == 0:
-        args.append("--no-sandbox")  # root, as in a container, has no sandbox
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=args, timeout=WAIT)
+    with chromium("127.0.0.1") as browser:
         yield browser
-        browser.close()
 
 
 def keep_picture(page: Page, name: str) -> None:

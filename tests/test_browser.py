@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,19 +21,11 @@ import pytest
 
 from helpers import atlas
 from tests.atlas_fixture import invented_run
+from tests.chromium import CHROMIUM, chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import FrameLocator, Page
 
-CHROMIUM = next(
-    filter(
-        None,
-        map(
-            shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-        ),
-    ),
-    None,
-)
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 WAIT = 240_000  # ms: cores may be busy with a training
@@ -148,14 +139,7 @@ def seen() -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def page(lab: Lab, seen: dict[str, list[str]]) -> Iterator[Page]:
     """The notebook opened and run in Chromium, which can resolve no name."""
-    from playwright import sync_api
-
-    args = ["--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    args += (
-        ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
-    )  # root, as in a container, has no sandbox
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=args, timeout=WAIT)
+    with chromium("127.0.0.1") as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 1500})
         page.set_default_timeout(WAIT)
         page.on("request", lambda request: seen["requests"].append(request.url))
@@ -168,7 +152,6 @@ def page(lab: Lab, seen: dict[str, list[str]]) -> Iterator[Page]:
         page.get_by_text("Run All Cells", exact=True).click()
         page.frame_locator("iframe[title='Error atlas']").locator("body[data-ready]").wait_for()
         yield page
-        browser.close()
 
 
 @pytest.fixture

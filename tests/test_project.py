@@ -146,6 +146,8 @@ def test_the_wheel_holds_what_colab_needs(tmp_path: Path) -> None:
     assert "helpers/_results/study/predictions.csv" in names, (
         "notebook 7 has nothing to read on Colab"
     )
+    ships = [p for p in tracked() if p.is_relative_to(ROOT / "results" / "synthetic-tiny")]
+    assert {f"helpers/_{p.relative_to(ROOT)}" for p in ships} <= names, "nothing ships to Colab"
     package = {str(p.relative_to(ROOT)) for p in tracked() if p.is_relative_to(ROOT / "helpers")}
     assert package <= names, f"left out: {package - names}"
     assert "exercises/cells.yaml" in names and "exercises/nb00.py" in names

@@ -47,7 +47,8 @@ def test_a_new_run_begins_with_what_ships_and_says_so(shipped, capsys):
 
 
 def test_other_settings_or_fresh_make_it_anew(shipped):
-    assert switches.take_shipped()
+    switches.take_shipped()
+    assert course.run_dir().is_dir()
     assert store.artefact(course.run_dir() / "sft", {"settings": 2}).why == "settings changed"
     assert store.artefact(course.run_dir() / "sft", {"settings": 1}, fresh=True).why
 
@@ -61,7 +62,8 @@ def test_a_run_that_is_there_is_left_alone(shipped, capsys):
 
 @pytest.mark.parametrize("cut", ["table.csv", store.RECORD])
 def test_a_copy_that_was_cut_off_is_not_taken_for_whole(shipped, cut):
-    assert switches.take_shipped()
+    switches.take_shipped()
+    assert course.run_dir().is_dir()
     (course.run_dir() / "sft" / cut).unlink()
     assert store.artefact(course.run_dir() / "sft", {"settings": 1}).why
 
@@ -72,15 +74,18 @@ def test_nothing_of_it_comes_to_a_run_on_other_data_or_of_another_profile(
     (places / "mimic" / "hosp").mkdir(parents=True)
     monkeypatch.setenv("ICD_DATA_DIR", str(places / "mimic"))
     shutil.copytree(shipped, shipped.with_name("mimic-tiny"))
-    assert not switches.take_shipped()
+    switches.take_shipped()
+    assert not course.run_dir().exists()
     monkeypatch.setenv("ICD_DATA_DIR", str(places / "synthetic"))
     monkeypatch.setenv("ICD_PROFILE", "small")
-    assert not switches.take_shipped()
+    switches.take_shipped()
+    assert not course.run_dir().exists()
 
 
 def test_of_the_processes_of_a_launch_the_first_takes_it(shipped, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert not switches.take_shipped()
+    switches.take_shipped()
+    assert not course.run_dir().exists()
 
 
 # ------------------------------------------------------------------------------ what is committed

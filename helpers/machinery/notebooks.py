@@ -227,7 +227,6 @@ def execute(notebook: str, display: Display) -> None:
     if execution.problem is None:
         places.write(executed, nbformat.writes(execution.content))
         failed.unlink(missing_ok=True)
-        # Loading what is up to date takes no time: that says nothing about how long making it does.
         places.write(_record(notebook), {"inputs": inputs, "seconds": round(seconds, 1)})
         print(f"{notebook}: done in {seconds:.0f} s", flush=True)
         return
@@ -325,8 +324,7 @@ def script(notebook: str) -> None:
 def run(only: str | None = None) -> None:
     """Execute what is not up to date, in order; then print the table and write the report."""
     todo = names(only)
-    if switches.take_shipped():
-        places.say(switches.SHIPPED)
+    switches.take_shipped()
     places.check_room(places.run_dir())
     if not only:
         profile = profiles.current().name

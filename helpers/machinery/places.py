@@ -36,27 +36,33 @@ def root() -> Path:
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
-def place(variable: str, *default: str) -> Path:
-    """The folder that an environment variable names, else this one of the course."""
+def _place(variable: str, *default: str) -> Path:
     chosen = os.environ.get(variable)
     return Path(chosen or root().joinpath(*default)).expanduser().absolute()
 
 
 def notebooks_dir() -> Path:
     """The notebooks: beside the package in a checkout, inside it where pip installed the course."""
-    beside = place("ICD_NOTEBOOKS_DIR", "notebooks")
+    beside = _place("ICD_NOTEBOOKS_DIR", "notebooks")
     inside = PACKAGE / "_notebooks"
     return inside if inside.is_dir() and not beside.is_dir() else beside
 
 
 def data_dir() -> Path:
     """ICD_DATA_DIR, else data/synthetic, which notebook 1 makes."""
-    return place("ICD_DATA_DIR", "data", "synthetic")
+    return _place("ICD_DATA_DIR", "data", "synthetic")
 
 
 def run_dir() -> Path:
     """The folder `<data>-<profile>` of this run, below ICD_RUNS_DIR or runs/."""
-    return place("ICD_RUNS_DIR", "runs") / f"{data_dir().name}-{profiles.current().name}"
+    return _place("ICD_RUNS_DIR", "runs") / f"{data_dir().name}-{profiles.current().name}"
+
+
+def results_dir() -> Path:
+    """What was found and is kept: results/ of a checkout, inside the package where pip installed
+    the course."""
+    inside = PACKAGE / "_results"
+    return inside if inside.is_dir() else PACKAGE.parent / "results"
 
 
 def is_synthetic() -> bool:

@@ -33,7 +33,7 @@ COLAB_CARD = (
 )
 SHIPPED = (
     "There was no run yet, so the finished one that ships with the course was copied there. "
-    "FRESH=1 makes everything anew, FRESH=grpo one stage and what follows from it."
+    "FRESH=1 makes everything anew, FRESH=grpo one stage."
 )
 CHOSEN: list[str] = []  # the profile that this process was set up for
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -57,15 +57,13 @@ def setup() -> tuple[profiles.Profile, Path]:
     run = places.run_dir()
     card_is_unusable = profiles.unusable_card()
     _switch(profile)
-    is_new = take_shipped()
+    take_shipped()
     places.check_room(run)
     _explain_stops()
     kind = "synthetic patients" if places.is_synthetic() else "your own data"
     places.say(f"profile  {profile.name}: {profile.about} (ICD_PROFILE changes it)")
     places.say(f"data     {places.show(places.data_dir())}: {kind}")
     places.say(f"run      {places.show(run)}\n{places.NOTICE}")
-    if is_new:
-        places.say(SHIPPED)
     if has_card:
         places.say(COLAB_CARD)
     if card_is_unusable:
@@ -76,15 +74,16 @@ def setup() -> tuple[profiles.Profile, Path]:
     return profile, run
 
 
-def take_shipped() -> bool:
+def take_shipped() -> None:
     """Where there is no run yet, begin with the finished one that ships with the course (in
-    ICD_SHIPPED_DIR, or results/). Returns whether it did."""
+    ICD_SHIPPED_DIR, or among the results), and say so."""
     run = places.run_dir()
-    shipped = places.place("ICD_SHIPPED_DIR", "results") / run.name
-    if run.exists() or not shipped.is_dir() or not (places.is_main() and places.is_synthetic()):
-        return False
-    shutil.copytree(shipped, run)  # what is cut off is found out by the sizes in made_from.json
-    return True
+    shipped = Path(os.environ.get("ICD_SHIPPED_DIR", places.results_dir())) / run.name
+    is_wanted = places.is_main() and places.is_synthetic() and not run.exists()
+    if is_wanted and shipped.is_dir():
+        # What is cut off is found out by the sizes in made_from.json.
+        shutil.copytree(shipped, run)
+        places.say(SHIPPED)
 
 
 def _switch(profile: profiles.Profile) -> None:

@@ -18,10 +18,9 @@ from typing import Any
 import yaml
 
 from helpers import traces
+from helpers.machinery import places
 
-PACKAGE = Path(__file__).parent.parent
-INSTALLED = PACKAGE / "_results" / "study"  # where pip installed the course
-RESULTS = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "results" / "study"
+RESULTS = places.results_dir() / "study"
 MARGIN = -0.02  # "no loss" at category and chapter: the interval lies above this
 PRIMARY = ("sft", "grpo", "full")
 SECONDARY = (

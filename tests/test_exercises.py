@@ -307,6 +307,25 @@ def test_the_notebooks_hold_the_exercises_of_the_list(tmp_path: Path) -> None:
         assert same, f"{path.name}: run python -m tools.insert_exercises"
 
 
+def test_a_cell_that_did_not_change_stays_executed_and_reset_begins_anew(tmp_path: Path) -> None:
+    name = "00_start_here.ipynb"
+    content = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    cells = {cell["id"]: cell for cell in content.cells}
+    cells["exercise-0-1"].execution_count = 7
+    cells["exercise-0-2"].source += "  # an older stub"
+    for path in (ROOT / "notebooks").glob("0[1-7]_*.ipynb"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    nbformat.write(content, tmp_path / name)
+
+    def counts(*options: str) -> list[int | None]:
+        insert_exercises.main(["--folder", str(tmp_path), *options])
+        after = nbformat.read(tmp_path / name, as_version=4).cells
+        return [c.execution_count for c in after if c["id"] in ("exercise-0-1", "exercise-0-2")]
+
+    assert counts() == [7, None]
+    assert counts("--reset") == [None, None]
+
+
 def test_inserting_keeps_what_is_filled_in_and_all_other_cells(tmp_path: Path, capsys) -> None:
     answer = "share = 0.75  # mine\n"
     notebook(tmp_path, {"2.1": answer, "0.1": "reward = {1: ...}  # an old stub"})

@@ -86,6 +86,9 @@ def cells_of(exercise: core.Exercise, before: dict[str, NotebookNode], reset: bo
     if old is not None and not reset and not is_stub(old.source):
         print(f"  {exercise.number}: filled in, kept")
         answer, check = old, before.get(check_id, check)
+    for cell in (answer, check):
+        if cell.id in before and before[cell.id].source == cell.source and not reset:
+            cell.execution_count = before[cell.id].execution_count  # it was run as it stands
     return [text, answer, check]
 
 

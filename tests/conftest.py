@@ -6,11 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import settings
 
 # A slow or busy machine is no fault of what is tested.
 settings.register_profile("course", deadline=None)
 settings.load_profile("course")
+
+# No test asks a hub, whichever is collected first. The library reads its variable once, when it is
+# imported; the variable itself stays unset, for a kernel or a process must shut the hub by itself.
+constants.HF_HUB_OFFLINE = True
 
 ROOT = Path(__file__).parent.parent
 

@@ -146,29 +146,24 @@ def training_curve(log: pd.DataFrame) -> Figure:
 
 @styled
 def grpo_panel(log: pd.DataFrame) -> Figure:
-    """What to watch during GRPO: reward with its components, held-out reward, spread within groups,
-    length.
+    """What to watch during GRPO: reward with its components, held-out reward, flat groups, length.
 
-    TRL's `reward_std` is the spread of the whole batch: it stays up even where every group is of
-    one mind and nothing can be learned. The share of flat groups (`frac_reward_zero_std`) tells.
+    A group is flat where all its rewards are equal: nothing can be learned from it. TRL's
+    `reward_std`, the spread of the whole batch, does not show that.
     """
     if "step" not in log:
         raise ValueError(
             "grpo_panel: the log has no column step. Read the training_log.csv of a run folder."
         )
-    fig, ((reward, held_out), (spread, length)) = figure(5, 2, 2)
+    fig, ((reward, held_out), (flat, length)) = figure(5, 2, 2)
     names = log.filter(regex="^rewards/.*/mean$").columns
     parts = {}
     for part, shade in zip(names if len(names) > 1 else (), itertools.cycle(PARTS)):
         parts[part] = (part.split("/")[1].removesuffix("_reward").replace("_", " "), shade)
     own = colour("grpo")
-    spreads = {
-        "reward_std": ("std of\nbatch", PARTS[1]),
-        "frac_reward_zero_std": ("flat\ngroups", INK),
-    }
     _curves(reward, log, parts | {"reward": ("total", own)}, "Reward and its components")
     _curves(held_out, log, {"eval_reward": ("", own)}, "Reward on held-out prompts")
-    _curves(spread, log, spreads, "Spread; share of flat groups")
+    _curves(flat, log, {"frac_reward_zero_std": ("", INK)}, "Share of flat groups")
     _curves(length, log, {"completions/mean_length": ("", INK)}, "Tokens per answer")
     return fig
 

@@ -504,10 +504,13 @@ def test_training_curve_names_its_panels_and_says_what_the_log_needs():
     assert plots.training_curve(log.assign(loss=log["loss"] + 1)).axes[0].get_yscale() == "linear"
 
 
-def test_grpo_panel_names_components_and_does_not_call_the_batch_spread_that_of_groups():
+def test_grpo_panel_names_components_and_shows_flat_groups_alone():
     fig = plots.grpo_panel(grpo_log())
     assert {t.get_text() for t in fig.axes[0].texts} == {"hierarchical", "total", "format"}
-    assert {t.get_text() for t in fig.axes[2].texts} == {"std of\nbatch", "flat\ngroups"}
+    flat = grpo_log()["frac_reward_zero_std"].dropna()
+    drawn = np.concatenate([line.get_ydata() for line in fig.axes[2].lines])
+    shown = drawn[~np.isnan(drawn)]
+    assert {*shown.round(6)} == {*flat.round(6)}, "not the spread of the whole batch"
     used = {line.get_color() for ax in fig.axes for line in ax.lines} - {plots.colour("grpo")}
     assert not used & {name.colour for name in plots.MODELS.values()}, "blue is SFT, everywhere"
     assert "nothing logged" in texts_of(plots.grpo_panel(grpo_log(5)))

@@ -148,8 +148,7 @@ def training_curve(log: pd.DataFrame) -> Figure:
 def grpo_panel(log: pd.DataFrame) -> Figure:
     """What to watch during GRPO: reward with its components, held-out reward, flat groups, length.
 
-    A group is flat where all its rewards are equal: nothing can be learned from it. TRL's
-    `reward_std`, the spread of the whole batch, does not show that.
+    A group is flat where all its rewards are equal: nothing can be learned from it.
     """
     if "step" not in log:
         raise ValueError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-LOGGED = ("loss", "reward", "eval_loss", "eval_reward")
+LOGGED = {"loss", "reward", "eval_loss", "eval_reward"}
 
 
 def defaults(dtype: torch.dtype, **arguments: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def defaults(dtype: torch.dtype, **arguments: Any) -> dict[str, Any]:
 
     has_card = torch.cuda.is_available()
     is_older = has_card and dtype == torch.float32  # its 4-bit layers compute in float16
-    common = {
+    return {
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16 or is_older,
         "save_total_limit": 1,
@@ -39,8 +39,7 @@ def defaults(dtype: torch.dtype, **arguments: Any) -> dict[str, Any]:
         "dataloader_pin_memory": has_card,
         "ddp_find_unused_parameters": False,
         "use_cpu": not has_card,  # where the model is, on a Mac too
-    }
-    return common | per_device(arguments)
+    } | per_device(arguments)
 
 
 def run(trainer: Any, work: Path, stage: str) -> None:
@@ -65,8 +64,11 @@ def save(trainer: Any, folder: Path) -> pd.DataFrame:
     (folder / "training_args.bin").unlink(
         missing_ok=True
     )  # a pickle that names folders of this machine
-    rows = [row for row in trainer.state.log_history if set(LOGGED) & set(row)]
-    log = pd.DataFrame(rows).groupby("step", as_index=False).first()
+    history = trainer.state.log_history
+    # With fewer steps than logging_steps the last row has all there is, the mean loss.
+    rows = [row for row in history if not LOGGED.isdisjoint(row)] or history[-1:]
+    log = pd.DataFrame(rows).rename(columns={"train_loss": "loss"})
+    log = log.groupby("step", as_index=False).first()
     log.to_csv(folder / "training_log.csv", index=False)
     return log
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from helpers import training
@@ -130,3 +131,18 @@ def test_an_older_card_trains_in_half_precision_with_its_weights_in_float32(monk
     assert models.dtype_for_device() == models.nf4().bnb_4bit_compute_dtype == torch.float32
     arguments = training.defaults(torch.float32, **entries)
     assert not arguments["bf16"] and not arguments["fp16"]
+
+
+def test_a_training_shorter_than_its_logging_steps_keeps_its_mean_loss(tmp_path: Path) -> None:
+    last = {"step": 2, "train_loss": 1.5, "train_runtime": 3.0}
+    for history, losses in (
+        ([last], [1.5]),
+        ([{"step": 1, "loss": 2.0}, last], [2.0]),
+        ([{"step": 0, "eval_reward": 0.4}, last], [None]),
+    ):
+        trainer = SimpleNamespace(
+            save_model=lambda folder: None, state=SimpleNamespace(log_history=history)
+        )
+        training.save(trainer, tmp_path)
+        log = pd.read_csv(tmp_path / "training_log.csv")
+        assert [*log.get("loss", [None])] == losses

@@ -10,6 +10,7 @@ course's own cases join the two. A killed run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,8 +60,9 @@ def documents(count: int, seed: int, *, even: float = 0.5) -> Iterator[Document]
     summaries = hospital.summaries(rows, seed)
     for kind, row, summary in zip(kinds, rows, summaries, strict=True):
         note = notes.admission_note(summary)
-        if kind == "exercise" and note and _is_legible(note, row):
-            yield _exercise(note, rng)
+        if kind in ("exercise", "drill") and note and _is_legible(note, row):
+            is_drill = kind == "drill" and quotes(note)
+            yield _drill(note, rng) if is_drill else _exercise(note, rng)
         elif kind == "vignettes":
             yield Document("\n".join(_facts(row, weights, rng)), 0)
         elif kind == "record":
@@ -238,9 +240,11 @@ def quotes(note: str) -> list[Quote]:
     return result
 
 
-def questions(note: str, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """(question, answer) pairs about a note, in random order."""
-    found = quotes(note)
+def questions(
+    note: str, rng: np.random.Generator, found: list[Quote] | None = None
+) -> list[tuple[str, str]]:
+    """(question, answer) pairs about a note, in random order; found: its phrases, if known."""
+    found = quotes(note) if found is None else found
     by_state: dict[str, list[str]] = {}
     for quote in found:
         by_state.setdefault(STATES[quote.state], []).append(quote.words)
@@ -293,6 +297,67 @@ def _exercise(note: str, rng: np.random.Generator) -> Document:
         text += "\n\n" if number == 0 else "<|im_start|>user\n"
         text += f"{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
     return Document(text.strip(), end)
+
+
+def excerpt(note: str, found: list[Quote], rng: np.random.Generator) -> str:
+    """One to three sentences of a note around one of its phrases, mostly one in a frame."""
+    weights = np.array([5.0 if quote.state in language.FRAMES else 1.0 for quote in found])
+    quote = found[rng.choice(len(found), p=weights / weights.sum())]
+    begin = note.rfind("\n", 0, quote.start) + 1
+    head, _, body = note[begin:].partition("\n")[0].partition(": ")
+    ends = [match.end() for match in re.finditer(r"[.\]] (?=[A-Z\[])", body)]
+    starts = [0, *ends]
+    inside = quote.start - begin - len(head) - 2
+    place = sum(start <= inside for start in starts) - 1
+    first = max(0, place - int(rng.integers(2)))
+    last = place + 1 + int(rng.integers(2))
+    end = starts[last] if last < len(starts) else len(body)
+    return f"{head}: {body[starts[first] : end].strip()}"
+
+
+def disguised(text: str, quotes: list[Quote], rng: np.random.Generator) -> tuple[str, list[Quote]]:
+    """The text with some of its findings in invented words, and the findings as they stand then.
+
+    Findings come from a short list of phrases: a reader can learn the list instead of copying.
+    """
+    share = rng.choice([0.0, 0.5, 1.0])
+    parts = []
+    result = []
+    position = 0
+    for quote in quotes:
+        words = quote.words
+        phrases = casebook.casebook().findings[quote.finding]["phrases"]
+        if rng.random() < share and quote.start >= position and words in phrases:
+            parts.append(text[position : quote.start])
+            position = quote.start + len(words)
+            words = " ".join(_invented(rng) for _ in range(rng.integers(1, 4)))
+            parts.append(words)
+        result.append(quote._replace(words=words))
+    return "".join([*parts, text[position:]]), result
+
+
+SYLLABLES = [
+    first + vowel + last
+    for first in "bdfklmnprstv"
+    for vowel in "aeiou"
+    for last in ("", "n", "r", "s")
+]
+
+
+def _invented(rng: np.random.Generator) -> str:
+    return "".join(rng.choice(SYLLABLES, size=rng.integers(1, 4)))
+
+
+def _drill(note: str, rng: np.random.Generator) -> Document:
+    """Short excerpts of a note, each with questions: whose is it, and when?"""
+    texts = []
+    whole = quotes(note)
+    for _ in range(4):
+        text = excerpt(note, whole, rng)
+        text, found = disguised(text, quotes(text), rng)
+        asked = questions(text, rng, found)[: rng.integers(2, 5)]
+        texts.append("\n".join([text, *(f"{question} {answer}" for question, answer in asked)]))
+    return Document("\n\n".join(texts), 0)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -568,7 +633,8 @@ def probe(
     """How well the model copies, attributes and knows, on `count` notes that it never saw.
 
     copied: share of the quotes in a list of what is present that stand in the note; precision,
-    recall of that list; by state, the share of findings whose state is named rightly; known,
+    recall of that list; attributed, the share of findings whose state is named rightly, one of each
+    state and note, and that by state; known,
     known_category: right codes for clean lists of findings; direct, joined: right codes for whole
     notes, at once and after the list, which no document of the corpus shows.
     """
@@ -604,7 +670,9 @@ def probe(
     right = [text.strip().startswith(state) for text, (_, state) in zip(said, asked, strict=True)]
     scores["attributed"] = np.mean(right)
     for state in STATES.values():
-        scores[state] = np.mean([r for r, (_, s) in zip(right, asked, strict=True) if s == state])
+        scores[f"is {state}"] = np.mean(
+            [r for r, (_, s) in zip(right, asked, strict=True) if s == state]
+        )
     clean = [f"Present now: {'; '.join(_typical(row['code'], rng))}. Code" for _, row in kept]
     whole = [f"{text}\n\nCode" for text, _ in kept]
     joined = [

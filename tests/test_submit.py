@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from exercises import submission, submit
@@ -88,7 +89,7 @@ SIZES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40)
+@examples(max_examples=40)
 @given(SIZES)
 def test_whatever_is_allowed_spends_no_more_than_the_course(changes: dict) -> None:
     try:
@@ -252,7 +253,7 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
         submission.read(tmp_path / "none.yaml")
 
 
-@settings(max_examples=40)
+@examples(max_examples=40)
 @given(st.binary(max_size=200))
 def test_no_file_however_strange_raises_anything_else(raw: bytes) -> None:
     import tempfile
@@ -276,7 +277,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@examples(max_examples=40)
 @given(st.dictionaries(st.sampled_from([*submission.ALLOWED, "seed", "other"]), VALUES, max_size=4))
 def test_no_value_however_strange_raises_anything_else(changes: dict) -> None:
     try:
@@ -312,7 +313,7 @@ TEAMS = st.from_regex(submission.TEAM, fullmatch=True).filter(
 )
 
 
-@settings(max_examples=40)
+@examples(max_examples=40)
 @given(TEAMS, GOOD)
 def test_a_settings_file_comes_back_as_it_was_written(team: str, changes: dict) -> None:
     import tempfile

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import os
 import sys
 import time
@@ -154,7 +155,7 @@ class Capstone:
 
         four_bit = self.profile.four_bit["grpo"]
         inputs = {
-            "adapter": store.key(adapter),
+            "adapter": weights_of(adapter),
             "hospital": [self.seed, self.admissions, casebook.casebook().sha256],
             "profile": self.profile.record("answers"),
             "four_bit": four_bit,
@@ -176,6 +177,15 @@ class Capstone:
             places.write(job.part / "minutes.json", {"minutes": minutes})
             job.finish()
         return job.path
+
+
+def weights_of(adapter: Path) -> dict[str, str]:
+    """File name -> sha256 of an adapter's weights: trained anew elsewhere from the same settings,
+    they may differ."""
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(adapter.glob("*.safetensors"))
+    }
 
 
 def folder() -> Path:

@@ -438,7 +438,7 @@ CODES = ["I214", "I2101", "I5021", "J189", "J441", "A419", "K2211", "N179", "S72
 
 class Trainings:
     """What stands in for training and answering, and what was asked of it. A model is a folder with
-    a file `skill`: the share of the cases that it answers rightly; the others get a sibling code."""
+    a file `skill.safetensors`: the share of the cases that it answers rightly; the others get a sibling code."""
 
     def __init__(self) -> None:
         self.trained: list[str] = []
@@ -453,11 +453,11 @@ class Trainings:
             raise KeyboardInterrupt
         self.trained.append(plan.team)
         skill = 0.5 + 100 * plan.arguments["learning_rate"]
-        places.write(job.part / "skill", str(skill))
+        places.write(job.part / "skill.safetensors", str(skill))
         places.write(job.part / "minutes.json", {"minutes": 3.0})
 
     def load(self, profile: Any, adapter: Path, **options: Any) -> tuple[float, None]:
-        return float((adapter / "skill").read_text()), None
+        return float((adapter / "skill.safetensors").read_text()), None
 
     def predict(self, skill: float, _: None, cases: pd.DataFrame, *given: Any, **options: Any):
         self.answered += 1
@@ -483,7 +483,7 @@ def invented(folder: Path, seed: int = 77, *, grpo: float = 0.6) -> submit.Capst
     for name, skill in (("cases", 0), ("sft", 0.5), ("grpo", grpo)):
         job = store.artefact(folder / "course" / name, {"skill": skill})
         if job.why:
-            places.write(job.part / "skill", str(skill))
+            places.write(job.part / "skill.safetensors", str(skill))
             job.finish()
         paths.append(job.path)
     rng = np.random.default_rng(seed)
@@ -641,6 +641,16 @@ def test_a_damaged_table_is_said_before_any_training_and_can_be_made_anew(
     assert trainings.trained == ["Ada"] and path.read_text(encoding="utf-8") == damaged
     assert submit.main(["--board", str(ada)], invented(places)) == 0
     assert table() == good
+
+
+def test_other_weights_under_the_same_settings_answer_anew(
+    places: Path, trainings: Trainings
+) -> None:
+    capstone = invented(places)
+    submit.course_rows(capstone)
+    (capstone.adapters.grpo / "skill.safetensors").write_text("0.9")  # as after FRESH=grpo
+    rows, _ = submit.course_rows(capstone)
+    assert trainings.answered == 3 and float(rows[1]["full"]) > 0.8
 
 
 @pytest.mark.parametrize("change", [{"seed": 20270115}, {"grpo": 0.65}])

@@ -22,6 +22,7 @@ import hashlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,6 +232,7 @@ def train(plan: Plan, rewards: list[Any], capstone: Capstone, job: store.Artefac
         processing_class=tokenizer,
         callbacks=[training.Steps(f"GRPO of {plan.team}"), clock],
     )
+    warnings.filterwarnings("ignore", message="Could not find a config file", module="peft")
     training.run(trainer, job.work, "grpo")
     training.save(trainer, job.part)
     places.write(job.part / "minutes.json", {"minutes": clock.minutes()})

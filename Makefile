@@ -17,7 +17,7 @@ GUARDED := ICD_PROFILE=tiny ICD_BASE= ICD_TEACHER= ICD_RUNS_DIR="$$PWD/$(TEST)/r
 	ICD_SHIPPED_DIR="$$PWD/$(TEST)/nothing-ships" \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
 
-.PHONY: help setup course smoke evaluate address launch test test-slow study atlas diagrams book exercises lint guard drift lab small-base tiny-base clean
+.PHONY: help setup course smoke evaluate address launch test test-slow study atlas diagrams book exercises submit leaderboard lint guard drift lab small-base tiny-base clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -81,6 +81,15 @@ $(BOOK): $(READY)
 
 exercises: $(READY)  ## check the exercises that are filled in, write the sheet to hand in: make exercises ICD_STUDENT="Ada"
 	@$(PY) -m exercises.sheet
+
+submit: $(READY)  ## the capstone, judged on a held-out hospital: make submit SETTINGS=my.yaml, or RUN=name [TEAM=...] [RUN_CODE=1]
+	@test -n "$(SETTINGS)$(RUN)" || { echo "SETTINGS= is missing: a settings file, as in make submit SETTINGS=my.yaml (or RUN=, a run of notebook 4)"; exit 2; }
+	@$(PY) -m exercises.submit $(if $(SETTINGS),"$(SETTINGS)") $(if $(RUN),--from-run "$(RUN)") $(if $(TEAM),--team "$(TEAM)") \
+		$(if $(filter 1,$(RUN_CODE)),--run-code)
+
+leaderboard: $(READY)  ## the table of the capstone anew: make leaderboard SETTINGS="a.yaml b.yaml", or a folder [RUN_CODE=1]
+	@test -n "$(SETTINGS)" || { echo "SETTINGS= is missing: settings files or a folder, as in make leaderboard SETTINGS=submissions/"; exit 2; }
+	@$(PY) -m exercises.submit --board $(SETTINGS) $(if $(filter 1,$(RUN_CODE)),--run-code)
 
 diagrams: $(READY)  ## draw the five diagrams of docs/diagrams anew (SVG, and PNG for slides)
 	@$(PY) -m tools.diagrams

@@ -32,8 +32,8 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SHIPPED = ROOT / "results" / "synthetic-tiny"
 SOURCES = yaml.safe_load(Path(__file__).with_name("prose_numbers.yaml").read_text("utf-8"))
 
-# Exercises by test_exercises.py, the cells of the five diagrams by test_diagrams.py
-TESTED_ELSEWHERE = ("exercise-", "00-10a", "01-09a", "03-17a", "04-17a", "04-23b")
+# Exercises by test_exercises.py, the five diagrams by test_diagrams.py, the teacher further down
+TESTED_ELSEWHERE = ("exercise-", "00-10a", "01-09a", "03-17a", "04-17a", "04-23b", "04-37b")
 
 # What is no figure: code, links, pictures, tags; names with a number in them; years; references.
 _SILENT = re.compile(
@@ -241,7 +241,9 @@ def test_every_number_in_the_prose_of_a_notebook_has_its_source(name: str) -> No
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/running.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/results.md", "docs/running.md", "docs/atlas.md"]
+)
 def test_every_number_of_a_page_has_its_source(page: str) -> None:
     """In an output of any notebook: so a number of two digits may be found by chance."""
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -255,6 +257,40 @@ def test_the_table_of_the_readme_is_that_of_the_shipped_run() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for cells in [header, *rows]:
         assert f"| {' | '.join(cells)} |" in text, cells
+
+
+def test_notebook_4_compares_with_the_teacher_on_the_same_notes() -> None:
+    """The template teacher reads the shipped run's test notes; SFT and GRPO have answered them."""
+    test = answered("grpo")
+    gold = test["code"].tolist()
+    teacher = traces.from_template(test)
+    assert teacher["hadm_id"].tolist() == test["hadm_id"].tolist()
+    codes = {
+        "teacher": teacher["code"],
+        "SFT": answered("sft")["predicted"],
+        "GRPO": test["predicted"],
+    }
+    is_specific = test["code"].isin(traces.fallbacks())
+    columns = [is_specific.notna(), is_specific, ~is_specific]
+    [cell] = [cell.source for cell in notebook("04_qlora_grpo").cells if cell.id == "04-37b"]
+    sizes = [f"{column.sum():,}" for column in columns]
+    assert (
+        f"| | all {sizes[0]} notes | {sizes[1]} with a specific code | {sizes[2]} others |" in cell
+    )
+    for name, predicted in codes.items():
+        is_right = predicted == test["code"]
+        shares = [f"{100 * is_right[column].mean():.1f}" for column in columns]
+        assert f"| {name} | {' | '.join(shares)} |" in cell, (name, shares)
+    patients = test["subject_id"].tolist()
+    difference = metrics.compare(
+        gold, codes["teacher"].tolist(), codes["GRPO"].tolist(), patients=patients
+    )["full"]
+    points = [100 * share for share in (difference["accuracy"], *difference["accuracy_ci"])]
+    written = "{:.1f} points [{:.1f}, {:.1f}]".format(*points).replace("-", "−")
+    assert f"GRPO minus teacher is {written} (95 % interval)" in cell, written
+    cell = cell.replace(written, "").partition("|---|---|---|---|")[2]
+    rest = [figure.written for figure in figures(cell[cell.index("**") :])]
+    assert rest == ["95"], f"numbers that nothing here compares: {rest}"
 
 
 def test_the_readme_is_read_in_a_few_minutes() -> None:

@@ -1,4 +1,4 @@
-"""Counts what notebook 6 says that the atlas shows: three findings, for each seed of the study.
+"""Counts the three findings of docs/atlas.md, for each seed of the study.
 
 `python -m tools.atlas_findings` writes results/study/findings.csv from results/study/
 predictions.csv, the training splits of the seeds and the ideal reader of the test hospital (about a

@@ -91,12 +91,17 @@ def checker(number: str) -> Callable[[Checker], Checker]:
     return register
 
 
+def rows() -> list[dict[str, Any]]:
+    """The rows of cells.yaml: an exercise has a number, an expectation has none."""
+    path = Path(__file__).with_name("cells.yaml")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 @functools.cache
 def exercises() -> dict[str, Exercise]:
     """Number -> exercise, in the order of the course."""
-    path = Path(__file__).with_name("cells.yaml")
-    rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    listed = [Exercise(**row | {"answers": tuple(row["answers"])}) for row in rows]
+    chosen = [row for row in rows() if "number" in row]
+    listed = [Exercise(**row | {"answers": tuple(row["answers"])}) for row in chosen]
     return {exercise.number: exercise for exercise in listed}
 
 

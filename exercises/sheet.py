@@ -1,5 +1,5 @@
 """`make exercises`: checks every exercise that a student has filled in, and writes a sheet to hand
-in: exercises.md in the run folder.
+in: exercises.md in the run folder. It also lists what the student expected in each notebook.
 
 Only the filled cells run, each in a process of its own with a time limit, with the imports and
 functions of its notebook that it uses. One that fails or hangs does not stop the others.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import datetime
+import html
 import json
 import linecache
 import os
@@ -20,13 +21,14 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from exercises import core
+from exercises import core, expectations
 
 SECONDS = 120.0
 MARKS = {
@@ -203,15 +205,33 @@ def cells_of(path: Path) -> list[Any]:
         return []
 
 
-def fenced(source: str) -> str:
-    """Code in a fence that is longer than any in it."""
+def fenced(source: str, language: str = "python") -> str:
+    """Code or text in a fence that is longer than any in it."""
     longest = max([2, *(len(ticks) for ticks in re.findall("`+", source))])
     fence = "`" * (longest + 1)
-    return f"{fence}python\n{source.strip()}\n{fence}"
+    return f"{fence}{language}\n{source.strip()}\n{fence}"
 
 
-def page(listed: list[Row], student: str, run: str) -> str:
-    """The sheet in Markdown."""
+def expected() -> list[str]:
+    """The lines of the sheet with what the student expected. A damaged file is said in them."""
+    lines = ["", "## What you expected", ""]
+    try:
+        entries = expectations.read()
+    except (OSError, ValueError) as error:
+        return [*lines, html.escape(str(error), quote=False)]
+    missing = [key for key in expectations.questions() if key not in entries]
+    for key in sorted(entries):
+        entry = entries[key]
+        question = html.escape(" ".join(entry.question.split()), quote=False)
+        lines += [f"**{html.escape(key)}** · {question} (saved {entry.history()})", ""]
+        lines += [fenced(entry.text, "text"), ""]
+    if missing:
+        lines.append(f"Not written down: {', '.join(missing)}.")
+    return lines
+
+
+def page(listed: list[Row], student: str, run: str, expected: Sequence[str] = ()) -> str:
+    """The sheet in Markdown; `expected` are the lines of that function."""
     right = [row for row in listed if row.verdict.state == core.RIGHT]
     filled = [row for row in listed if row.verdict.state != core.EMPTY]
     points = sum(row.exercise.points for row in right)
@@ -237,7 +257,7 @@ def page(listed: list[Row], student: str, run: str) -> str:
         lines += [f"{MARKS[row.verdict.state]}", ""]
         lines += [f"- {line}" for line in row.verdict.lines]
         lines += ["", fenced(row.source)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *expected]).rstrip() + "\n"
 
 
 def student_name() -> str:
@@ -262,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     student = student_name()
     listed = rows(places.notebooks_dir(), seconds)
     run = places.run_dir()
-    sheet = places.write(run / "exercises.md", page(listed, student, places.show(run)))
+    sheet = places.write(run / "exercises.md", page(listed, student, places.show(run), expected()))
     right = sum(row.verdict.state == core.RIGHT for row in listed)
     filled = sum(row.verdict.state != core.EMPTY for row in listed)
     print(f"{filled} of {len(listed)} exercises are filled in, {right} right: {places.show(sheet)}")

@@ -1,4 +1,5 @@
-"""Puts the exercises of exercises/cells.yaml into the notebooks, or brings them up to date.
+"""Puts the exercises and the questions after expectations of exercises/cells.yaml into the
+notebooks, or brings them up to date.
 
     python -m tools.insert_exercises            # all notebooks
     python -m tools.insert_exercises --reset    # also cells that somebody has filled in
@@ -7,13 +8,19 @@ Each exercise becomes three cells behind the cell that `after` names: the text, 
 the check; those behind a notebook's own "Check" get a heading. Their ids stay the same, so running
 it again changes nothing. They carry nbgrader's metadata (schema 3). A notebook is not executed: the
 output of an unfilled check is known. A cell that has been filled in is kept.
+
+A question after an expectation becomes two code cells: one with a box before the cell that
+`ask_before` names, and one behind `recall_after`. Their output where no person watches is known.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import sys
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +28,11 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from exercises import core
+from exercises import core, expectations
 from exercises.sheet import grade_id
 
 ROOT = Path(__file__).parent.parent
+WIDTH = 100  # columns of a line of code
 SECTION = (
     "## Exercises\n\n"
     "Fill in the cell under a task and run it, then run the check below it: it says what is right, "
@@ -35,7 +43,7 @@ SECTION = (
 
 def is_ours(cell: NotebookNode) -> bool:
     """Whether this tool made a cell."""
-    return cell.get("id", "").startswith("exercise-")
+    return cell.get("id", "").startswith(("exercise-", "expectation-"))
 
 
 def nbgrader(name: str, **roles: Any) -> dict[str, Any]:
@@ -92,10 +100,50 @@ def cells_of(exercise: core.Exercise, before: dict[str, NotebookNode], reset: bo
     return [text, answer, check]
 
 
-def inserted(notebook: NotebookNode, exercises: list[core.Exercise], reset: bool) -> NotebookNode:
-    """The notebook with these exercises, and with no others of ours.
+def code_of(question: expectations.Question) -> tuple[str, str]:
+    """The code of the cell that asks, and of the cell that shows the text again."""
+    key, text = json.dumps(question.expectation), question.question.strip()
+    call = f"expectations.write({key}, {json.dumps(text, ensure_ascii=False)})"
+    if len(call) > WIDTH:  # as ruff formats it
+        lines = textwrap.wrap(text, WIDTH, break_long_words=False)
+        if len(text) + len('    "",') > WIDTH:
+            lines = textwrap.wrap(text, WIDTH - len('    " ",'), break_long_words=False)
+        lines = [f"{line} " for line in lines[:-1]] + lines[-1:]
+        quoted = "\n".join(f"    {json.dumps(line, ensure_ascii=False)}" for line in lines)
+        call = f"expectations.write(\n    {key},\n{quoted},\n)"
+    imports = "from exercises import expectations\n\n"
+    return imports + call, f"{imports}expectations.recall({key})"
 
-    Raises ValueError where the cell that an exercise follows is not there.
+
+def pair_of(
+    question: expectations.Question, before: dict[str, NotebookNode]
+) -> tuple[NotebookNode, NotebookNode]:
+    """The cell that asks and the cell that shows the text again. before: as in `cells_of`."""
+    name = f"expectation-{question.expectation}"
+    ask, again = code_of(question)
+    cells = new_code_cell(ask, id=f"{name}-write"), new_code_cell(again, id=f"{name}-recall")
+    text = question.question.strip()
+    shown = [
+        (expectations.asked_html(text), expectations.asked_text(text)),
+        (expectations.recalled_html(), expectations.recalled_text()),
+    ]
+    for cell, (page, plain) in zip(cells, shown, strict=True):
+        data = {"text/html": page, "text/plain": plain}
+        cell.outputs = [new_output("display_data", data=data)]
+        if cell.id in before and before[cell.id].source == cell.source:
+            cell.execution_count = before[cell.id].execution_count  # it was run as it stands
+    return cells
+
+
+def inserted(
+    notebook: NotebookNode,
+    exercises: list[core.Exercise],
+    reset: bool,
+    questions: Iterable[expectations.Question] = (),
+) -> NotebookNode:
+    """The notebook with these exercises and questions, and with no others of ours.
+
+    Raises ValueError where the cell that one of them stands beside is not there.
     """
     before = {cell["id"]: cell for cell in notebook.cells if is_ours(cell)}
     notebook.cells = [cell for cell in notebook.cells if not is_ours(cell)]
@@ -115,7 +163,22 @@ def inserted(notebook: NotebookNode, exercises: list[core.Exercise], reset: bool
             heading = "exercise-section"
             new.insert(0, new_markdown_cell(SECTION, id=heading, metadata=nbgrader(heading)))
         notebook.cells[place:place] = new
+    for question in questions:  # last: the text is shown right below its result
+        ask, again = pair_of(question, before)
+        notebook.cells.insert(_code_place(notebook, question, question.ask_before), ask)
+        notebook.cells.insert(_code_place(notebook, question, question.recall_after) + 1, again)
     return notebook
+
+
+def _code_place(notebook: NotebookNode, question: expectations.Question, cell_id: str) -> int:
+    """The place of a code cell. Raises ValueError where the notebook has no such code cell."""
+    code = [cell["id"] if cell.cell_type == "code" else "" for cell in notebook.cells]
+    if cell_id not in code:
+        raise ValueError(
+            f"expectation {question.expectation} stands beside the code cell {cell_id!r}, which "
+            f"{question.notebook} lacks. Name another in exercises/cells.yaml."
+        )
+    return code.index(cell_id)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,17 +186,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reset", action="store_true", help="empty filled cells as well")
     parser.add_argument("--folder", type=Path, default=ROOT / "notebooks")
     options = parser.parse_args(arguments)
-    stems = dict.fromkeys(exercise.notebook for exercise in core.exercises().values())
+    rows = [*core.exercises().values(), *expectations.questions().values()]
+    stems = dict.fromkeys(row.notebook for row in rows)
     for stem in stems:
         path = options.folder / f"{stem}.ipynb"
         listed = [each for each in core.exercises().values() if each.notebook == stem]
+        asked = [each for each in expectations.questions().values() if each.notebook == stem]
         text = path.read_text(encoding="utf-8")
-        notebook = inserted(nbformat.reads(text, as_version=4), listed, options.reset)
+        notebook = inserted(nbformat.reads(text, as_version=4), listed, options.reset, asked)
         nbformat.validate(notebook)
         new = nbformat.writes(notebook) + "\n"
         if new != text:
             path.write_text(new, encoding="utf-8")
-        print(f"{path.name}: {len(listed)} exercises{'' if new != text else ', unchanged'}")
+        unchanged = "" if new != text else ", unchanged"
+        print(f"{path.name}: {len(listed)} exercises, {len(asked)} questions{unchanged}")
     return 0
 
 

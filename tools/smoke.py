@@ -251,7 +251,7 @@ def cut(notebook: str, folder: Path) -> None:
     """Write a copy of a notebook that stops once its artefact is made, and measures."""
     content = nbformat.read(places.notebooks_dir() / f"{notebook}.ipynb", as_version=4)
     code = [cell for cell in content.cells if cell.cell_type == "code"]
-    cells = [cell for cell in code if not cell.id.startswith("exercise-")]
+    cells = [cell for cell in code if not cell.id.startswith(("exercise-", "expectation-"))]
     after = f"smoke.note({notebook!r})"
     if notebook == FIRST:
         after = f"smoke.keep_few(cases)\n{after}"

@@ -37,10 +37,10 @@ STATES = RECIPE["states"]
 
 
 class Document(NamedTuple):
-    """A text, and where the words of a note in it end: they count less."""
+    """A text, and the places (start, end) of the notes in it, whose words count less."""
 
     text: str
-    note_end: int
+    notes: tuple[tuple[int, int], ...] = ()
 
 
 # --- corpus -------------------------------------------------------------------------------------
@@ -64,13 +64,13 @@ def documents(count: int, seed: int, *, even: float = 0.5) -> Iterator[Document]
             is_drill = kind == "drill" and quotes(note)
             yield _drill(note, rng) if is_drill else _exercise(note, rng)
         elif kind == "vignettes":
-            yield Document("\n".join(_facts(row, weights, rng)), 0)
+            yield Document("\n".join(_facts(row, weights, rng)))
         elif kind == "record":
-            yield Document(_record(row, rng), 0)
+            yield Document(_record(row, rng))
         elif kind == "index" or not note:
-            yield Document(_index(rng), 0)
+            yield Document(_index(rng))
         else:
-            yield Document(note, 0)
+            yield Document(note)
 
 
 def _row(code: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -290,13 +290,13 @@ def _exercise(note: str, rng: np.random.Generator) -> Document:
     if rng.random() > RECIPE["chat"]:
         text = (f"{lead}\n\n" if rng.random() < 0.3 else "") + note
         lines = [f"{question} {answer}" for question, answer in asked]
-        return Document(text + "\n\n" + "\n".join(lines), len(text))
+        return Document(text + "\n\n" + "\n".join(lines), ((0, len(text)),))
     text = f"<|im_start|>system\n{lead}<|im_end|>\n<|im_start|>user\n{note}"
     end = len(text)
     for number, (question, answer) in enumerate(asked):
         text += "\n\n" if number == 0 else "<|im_start|>user\n"
         text += f"{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
-    return Document(text.strip(), end)
+    return Document(text.strip(), ((0, end),))
 
 
 def excerpt(note: str, found: list[Quote], rng: np.random.Generator) -> str:
@@ -350,14 +350,16 @@ def _invented(rng: np.random.Generator) -> str:
 
 def _drill(note: str, rng: np.random.Generator) -> Document:
     """Short excerpts of a note, each with questions: whose is it, and when?"""
-    texts = []
+    page = ""
+    places = []
     whole = quotes(note)
     for _ in range(4):
         text = excerpt(note, whole, rng)
         text, found = disguised(text, quotes(text), rng)
         asked = questions(text, rng, found)[: rng.integers(2, 5)]
-        texts.append("\n".join([text, *(f"{question} {answer}" for question, answer in asked)]))
-    return Document("\n\n".join(texts), 0)
+        places.append((len(page), len(page) + len(text)))
+        page += "\n".join([text, *(f"{question} {answer}" for question, answer in asked)]) + "\n\n"
+    return Document(page.strip(), tuple(places))
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -377,7 +379,8 @@ def encode(
     encoding = tokenizer(document.text, return_offsets_mapping=True, add_special_tokens=False)
     ids = encoding["input_ids"][: LONGEST - 1]
     starts = [start for start, _ in encoding["offset_mapping"][: LONGEST - 1]]
-    weights = [RECIPE["note_weight"] if start < document.note_end else 1.0 for start in starts]
+    is_note = [any(begin <= start < end for begin, end in document.notes) for start in starts]
+    weights = [RECIPE["note_weight"] if light else 1.0 for light in is_note]
     return [*ids, end], [*weights, 1.0]
 
 

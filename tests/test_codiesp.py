@@ -223,6 +223,8 @@ def test_the_notebook_is_optional_says_so_and_holds_no_report() -> None:
     assert any("Creative Commons Attribution 4.0" in cell.source for cell in CELLS)
     assert not any(cell.get("outputs") for cell in CELLS)
     assert NOTEBOOK.stem not in notebooks.names()
+    every = sorted(path.stem for path in NOTEBOOK.parent.glob("*.ipynb"))
+    assert [*notebooks.names(), NOTEBOOK.stem] == every, "a notebook is never run"
     assert notebooks.names(NOTEBOOK.stem) == [NOTEBOOK.stem]
     makefile = (small.ROOT / "Makefile").read_text()
     assert f"$(if $(ICD_CODIESP_DIR),,--ignore=notebooks/{NOTEBOOK.name})" in makefile

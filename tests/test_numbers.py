@@ -197,6 +197,13 @@ def labelled_notes() -> float:
     return kinds[0] * early + kinds[1] * (seen.iloc[-1] - early)
 
 
+def notes_a_step() -> int:
+    """How many notes one step of GRPO sees, with the tiny profile."""
+    grpo = profiles.get("tiny").grpo
+    completions = grpo["per_device_train_batch_size"] * grpo["gradient_accumulation_steps"]
+    return completions // grpo["num_generations"]
+
+
 def printed_in(name: str, number: float) -> float:
     """A number that an output of another notebook prints."""
     assert any(Figure(str(number), "", "").is_rounded(value) for value in outputs(name)), name
@@ -295,6 +302,14 @@ def test_notebook_4_compares_with_the_teacher_on_the_same_notes() -> None:
 
 def test_the_readme_is_read_in_a_few_minutes() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("07_reward_ablation", 1900), ("07b_explorations", 2000)]
+)
+def test_the_study_is_read_in_twenty_minutes(name: str, most: int) -> None:
+    texts = [cell.source for cell in notebook(name).cells if cell.cell_type == "markdown"]
+    assert len(" ".join(texts).split()) <= most
 
 
 @pytest.mark.parametrize(

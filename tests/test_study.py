@@ -257,7 +257,7 @@ def test_the_picture_of_arms_has_a_row_for_each_and_shades_the_loss() -> None:
 
 def test_the_figure_of_held_out_rewards_shows_each_seed_and_their_mean_as_far_as_all_went() -> None:
     scope = {"pd": pd, "plots": plots, "textwrap": textwrap}
-    draw = plots.styled(notebook_code.function("07", "held_out_figure", **scope))
+    draw = plots.styled(notebook_code.function("07b", "held_out_figure", **scope))
     logs = {"grpo": [grpo_log(30), grpo_log(20)], "grpo-strict": [grpo_log(30)]}
     figure = draw(logs, {"grpo": "GRPO", "grpo-strict": "GRPO strict"})
     assert sorted(drawn(figure)) == ["GRPO", "GRPO strict"]

@@ -23,8 +23,7 @@ def ship(run: Path, target: Path) -> int:
 
     Raises ValueError where one is not up to date, or all are too large for the repository.
     """
-    known = [*artefacts.NOTEBOOKS, "live"]  # the last: notebook 7's few steps of one arm
-    stages = [name for name in known if (run / name / store.RECORD).is_file()]
+    stages = [name for name in artefacts.NOTEBOOKS if (run / name / store.RECORD).is_file()]
     answers = [f"answers/{record.parent.name}" for record in run.glob(f"answers/*/{store.RECORD}")]
     names = stages + sorted(answers)
     stale = [name for name in names if artefacts.why_stale(name)]

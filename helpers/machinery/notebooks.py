@@ -49,7 +49,7 @@ def names(only: str | None = None) -> list[str]:
     """The notebooks of the course in order, without optional ones, or the one. Raises ValueError
     where it is unknown."""
     folder = places.notebooks_dir()
-    stems = sorted(path.stem for path in folder.glob("[0-9][0-9]_*.ipynb"))
+    stems = sorted(path.stem for path in folder.glob("[0-9]*_*.ipynb"))
     if not stems or (only and only not in stems):
         known = ", ".join(stems) or "none"
         raise ValueError(f"{folder}: no notebook {only or ''}. There are: {known}.")

@@ -240,8 +240,8 @@ KNOWN = {
         " bear out, sceptic, in the committed run, what bad looks like, what bad would look like"
     ),
     "07": listed(
-        "rightly, beside, stand, stands, lie on, luck, lucky, sceptic, yardstick, rut, a look,"
-        " what bad looks like, what bad would look like"
+        "rightly, beside, stand, stands, lie on, lies above, luck, lucky, sceptic, yardstick, rut,"
+        " a look, what bad looks like, what bad would look like"
     ),
     "ex": listed("stand, stands, lies in, lucky"),
 }

@@ -18,8 +18,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
-PAGES = ("README.md", "docs/*", "notebooks/*.ipynb", "data/README.md", "helpers/README.md")
-LINKED = ("LICENSE", "results/LOG.md", "results/*.csv")  # what pages link to
+PAGES = (
+    "README.md",
+    "docs/*",
+    "docs/diagrams/*",
+    "notebooks/*.ipynb",
+    "data/README.md",
+    "helpers/README.md",
+    "helpers/casebook/README.md",
+)
+LINKED = ("LICENSE", "results/LOG.md", "results/*.csv", "exercises/*.yaml")  # what pages link to
 ATLAS = ROOT / "runs" / "synthetic-tiny" / "atlas.html"
 SYNTHETIC = '<meta name="data" content="synthetic">'  # as helpers.atlas writes it
 TOOLS = {

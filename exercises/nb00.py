@@ -81,7 +81,7 @@ ROWS = {
     "two answers": "Two answers that differ are no answer. Do not take the first one.",
     "two codes in one answer": "Two codes in one pair of tags are no answer.",
     "answered twice": "The same code twice is one answer.",
-    "answer quoted in the reasoning": "What stands before the first </think> is a thought. "
+    "answer quoted in the reasoning": "What comes before the first </think> is a thought. "
     "Cut it off before you look for the tags.",
     "answer inside the reasoning": "The reasoning never ends: without </think> there is no answer.",
     "no tags": "Without <diagnosis> tags there is no answer.",

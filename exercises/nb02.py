@@ -118,12 +118,12 @@ DENIALS = (
     Decoy(
         _denied(r"\b(?:no|denies)\b.*FINDING"),
         "Your denial reaches too far: over a full stop, to findings of another sentence. The word "
-        "must stand directly before the finding.",
+        "must be directly before the finding.",
     ),
     Decoy(
         _denied(r"(?:no|denies).*FINDING"),
         "You look for the letters 'no' anywhere before the finding: 'noted' has them too. The "
-        "word must stand directly before the finding.",
+        "word must be directly before the finding.",
     ),
     Decoy(_without_denies, "You see 'no' only. Notes also say 'denies'."),
     Decoy(_case_sensitive, "A sentence begins with a capital letter: compare in lower case."),

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from helpers import casebook, icd
+from helpers.profiles import TINY_BASE
 from tools import reading_base
 
 
 @pytest.fixture(scope="module")
 def drills() -> list[reading_base.Document]:
-    kinds = dict(reading_base.RECIPE["kinds"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(reading_base.RECIPE, "kinds", dict.fromkeys(kinds, 0.0) | {"drill": 1.0})
-        return [
-            document for document in reading_base.documents(40, 1500) if len(document.notes) > 1
-        ]
+    documents = reading_base.documents(40, 1500, kinds={"drill": 1.0})
+    return [document for document in documents if len(document.notes) > 1]
 
 
 def test_the_words_of_an_excerpt_count_less_and_those_of_the_questions_do_not(drills) -> None:
@@ -63,3 +61,44 @@ def test_no_document_follows_a_note_with_a_code_or_a_title() -> None:
             assert not any(title in document.text for title in titles)
             assert not re.search(r"\b[A-TV-Z]\d\d\.\d", document.text)
             assert "<diagnosis>" not in document.text
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch) -> None:
+    import torch
+
+    monkeypatch.setattr(reading_base, "DOCUMENTS", 3)
+    monkeypatch.setattr(reading_base, "BATCH_TOKENS", 512)
+    monkeypatch.setattr(reading_base, "WARMUP", 1)
+    monkeypatch.setitem(reading_base.RECIPE["first"], "until", 0.5)
+
+    def train(folder, stops: list[int]) -> dict:
+        save = reading_base.save_state
+        for stop in stops:
+
+            def stopped(path, model, optimizers, state, stop=stop) -> None:
+                save(path, model, optimizers, state)
+                if state["step"] == stop:
+                    raise KeyboardInterrupt
+
+            monkeypatch.setattr(reading_base, "save_state", stopped)
+            monkeypatch.setattr(reading_base, "SAVE_EVERY", 0)
+            with pytest.raises(KeyboardInterrupt):
+                reading_base.train(folder, 4, 0, 2, 1e9, "muon")
+        monkeypatch.setattr(reading_base, "save_state", save)
+        reading_base.train(folder, 4, 0, 2, 1e9, "muon")
+        return torch.load(folder / "training.pt", weights_only=False)
+
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TINY_BASE / file, tmp_path / name)
+    whole = train(tmp_path / "whole", [])
+    killed = train(tmp_path / "killed", [1, 3])
+    assert killed["number"] == reading_base.HOSPITAL_SEED + 2, "it read several hospitals"
+    assert {key: killed[key] for key in ("step", "tokens", "number", "position", "begun")} == {
+        key: whole[key] for key in ("step", "tokens", "number", "position", "begun")
+    }
+    assert all(
+        torch.equal(tensor, killed["model"][name]) for name, tensor in whole["model"].items()
+    )

@@ -46,19 +46,23 @@ class Document(NamedTuple):
 # --- corpus -------------------------------------------------------------------------------------
 
 
-def documents(count: int, seed: int, *, even: float = 0.5) -> Iterator[Document]:
+def documents(
+    count: int, seed: int, *, even: float = 0.5, kinds: dict[str, float] | None = None
+) -> Iterator[Document]:
     """`count` documents about patients of the hospital with this seed.
 
-    Diagnoses are drawn by their weight to the power `even`: 1 as they are, 0 all alike.
+    Diagnoses are drawn by their weight to the power `even`: 1 as they are, 0 all alike. kinds: the
+    share of each kind of document, by default that of the recipe.
     """
+    shares = kinds or RECIPE["kinds"]
     rng = np.random.default_rng([seed, 11])
     book = casebook.casebook()
     weights = book.prior**even
-    kinds = rng.choice(list(RECIPE["kinds"]), size=count, p=list(RECIPE["kinds"].values()))
+    drawn = rng.choice(list(shares), size=count, p=list(shares.values()))
     codes = rng.choice(book.codes, size=count, p=weights / weights.sum())
     rows = [_row(str(code), rng) for code in codes]
     summaries = hospital.summaries(rows, seed)
-    for kind, row, summary in zip(kinds, rows, summaries, strict=True):
+    for kind, row, summary in zip(drawn, rows, summaries, strict=True):
         note = notes.admission_note(summary)
         if kind in ("exercise", "drill") and note and _is_legible(note, row):
             is_drill = kind == "drill" and quotes(note)
@@ -367,6 +371,7 @@ def _drill(note: str, rng: np.random.Generator) -> Document:
 MICRO = 2  # batches of documents to a step, so that a step has more than one kind of document
 BATCH_TOKENS = 4096
 RATES = {"adamw": 2e-3, "muon": 0.02}  # AdamW alone, or Muon for the matrices of the layers
+SAVE_EVERY = 300  # seconds
 WARMUP = 60
 CONSTANT = 0.6  # of the steps, then down to 0
 AS_THEY_ARE = 0.8  # of the steps; then diagnoses are as common as they are in the course
@@ -385,12 +390,19 @@ def encode(
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, number: int, even: float
+    tokenizer: PreTrainedTokenizerBase, number: int, progress: float
 ) -> list[list[tuple[list[int], list[float]]]]:
-    """The documents of one hospital in batches of like length, in an order of its own."""
+    """The documents of one hospital in batches of like length, in an order of its own.
+
+    progress: the share of the training that is over. At first come drills and vignettes alone, at
+    the end diagnoses as common as they are in the course.
+    """
     rng = np.random.default_rng([number, 13])
     ends = [tokenizer.convert_tokens_to_ids("<|endoftext|>"), tokenizer.eos_token_id]
-    texts = documents(DOCUMENTS, number, even=even)
+    first = RECIPE["first"]
+    kinds = first["kinds"] if progress < first["until"] else RECIPE["kinds"]
+    even = 0.5 if progress < AS_THEY_ARE else 1.0
+    texts = documents(DOCUMENTS, number, even=even, kinds=kinds)
     encoded = [encode(text, tokenizer, int(rng.choice(ends))) for text in texts]
     encoded.sort(key=lambda pair: len(pair[0]))
     packed: list[list[tuple[list[int], list[float]]]] = [[]]
@@ -522,14 +534,14 @@ def train(out: Path, steps: int, seed: int, threads: int, minutes: float, kind: 
     model.set_attn_implementation("eager")
     optimizers = optimizers_of(model, kind)
     state: dict[str, Any] = {"step": 0, "number": HOSPITAL_SEED, "position": 0, "log": []}
-    state |= {"tokens": 0, "minutes": 0.0}
+    state |= {"tokens": 0, "minutes": 0.0, "begun": 0.0}
     saved = out / "training.pt"
     if saved.is_file():
         kept = torch.load(saved, weights_only=False)
         model.load_state_dict(kept.pop("model"))
         for optimizer, before in zip(optimizers, kept.pop("optimizers"), strict=True):
             optimizer.load_state_dict(before)
-        state = kept
+        state |= kept
     pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     began = last_save = time.time()
     spent = state["minutes"]
@@ -541,11 +553,11 @@ def train(out: Path, steps: int, seed: int, threads: int, minutes: float, kind: 
             group["lr"] = group["highest"] * rate(state["step"], steps)
         total = 0.0
         for _ in range(MICRO):
-            if state["position"] >= len(queue):
-                if queue:
+            while state["position"] >= len(queue):
+                if queue:  # else it goes on in the midst of one
                     state |= {"number": state["number"] + 1, "position": 0}
-                even = 0.5 if state["step"] < AS_THEY_ARE * steps else 1.0
-                queue = batches(tokenizer, state["number"], even)
+                    state["begun"] = state["step"] / steps
+                queue = batches(tokenizer, state["number"], state["begun"])
             batch = queue[state["position"]]
             state["position"] += 1
             loss = learn(model, batch, pad) / MICRO
@@ -568,7 +580,7 @@ def train(out: Path, steps: int, seed: int, threads: int, minutes: float, kind: 
         if state["step"] % 1000 == 0:
             state["log"][-1] |= probe(model, tokenizer)
             print(state["log"][-1], flush=True)
-        if time.time() - last_save > 300 or state["step"] == steps:
+        if time.time() - last_save > SAVE_EVERY or state["step"] == steps:
             save_state(saved, model, optimizers, state)
             last_save = time.time()
     save_state(saved, model, optimizers, state)

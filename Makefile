@@ -87,7 +87,7 @@ submit: $(READY)  ## the capstone, judged on a held-out hospital: make submit SE
 	@$(PY) -m exercises.submit $(if $(SETTINGS),"$(SETTINGS)") $(if $(RUN),--from-run "$(RUN)") $(if $(TEAM),--team "$(TEAM)") \
 		$(if $(filter 1,$(RUN_CODE)),--run-code)
 
-leaderboard: $(READY)  ## the table of the capstone anew: make leaderboard SETTINGS="a.yaml b.yaml", or a folder [RUN_CODE=1]
+leaderboard: $(READY)  ## the table of the capstone again: make leaderboard SETTINGS="a.yaml b.yaml", or a folder [RUN_CODE=1]
 	@test -n "$(SETTINGS)" || { echo "SETTINGS= is missing: settings files or a folder, as in make leaderboard SETTINGS=submissions/"; exit 2; }
 	@$(PY) -m exercises.submit --board $(SETTINGS) $(if $(filter 1,$(RUN_CODE)),--run-code)
 

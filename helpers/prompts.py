@@ -218,7 +218,7 @@ def _code(text: str) -> tuple[str | None, str | None]:
     rivals = {*others} - {None, code}
     if rivals and any(map(icd.is_valid, rivals.difference(_codes(icd.title(code) or "")))):
         return None, "several codes in one answer"
-    return code, "text beside the code in the answer"
+    return code, "text next to the code in the answer"
 
 
 def _codes(text: str) -> list[str | None]:

@@ -234,10 +234,7 @@ def test_a_base_is_read_from_its_folder_too(tmp_path: Any) -> None:
     assert memory.config("tiny")["hidden_size"] % 64 == 0
 
 
-def test_what_is_unknown_is_let_pass_and_what_is_no_stage_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_what_is_unknown_is_let_pass_and_what_is_no_stage_is_refused() -> None:
     unknown = replace(profiles.get("t4"), base="nobody/has-this-model")
     with pytest.raises(OSError):
         memory.estimate(unknown, "sft")

@@ -82,11 +82,11 @@ def test_well_formed(completion: str) -> None:
         (f"{FORMED}\n{FORMED}", "more than one"),
         (
             "a</think><diagnosis>I21.01 - STEMI of the left main coronary artery</diagnosis>",
-            "beside the code",
+            "next to the code",
         ),
-        ("a</think><diagnosis>I21.01: labor, table, CABG</diagnosis>", "beside the code"),
-        ("a</think><diagnosis>**I21.01**</diagnosis>", "beside the code"),
-        ("a</think><diagnosis>(I21.01, I21.01)</diagnosis>", "beside the code"),
+        ("a</think><diagnosis>I21.01: labor, table, CABG</diagnosis>", "next to the code"),
+        ("a</think><diagnosis>**I21.01**</diagnosis>", "next to the code"),
+        ("a</think><diagnosis>(I21.01, I21.01)</diagnosis>", "next to the code"),
     ],
 )
 def test_malformed_but_usable(completion: str, problem: str) -> None:
@@ -281,7 +281,7 @@ def with_title(code: str, form: str = "{} {}") -> prompts.Parsed:
 
 
 def is_code_beside_text(parsed: prompts.Parsed, code: str) -> bool:
-    return (parsed.code, parsed.problem) == (code, "text beside the code in the answer")
+    return (parsed.code, parsed.problem) == (code, "text next to the code in the answer")
 
 
 @cache
@@ -341,7 +341,7 @@ def test_a_rival_is_a_code_that_exists_and_no_word_of_the_title(
     parsed = parse(f"x.\n</think>\n<diagnosis>{text}</diagnosis>")
     assert parsed.code == code
     assert parsed.problem == (
-        "text beside the code in the answer" if code else "several codes in one answer"
+        "text next to the code in the answer" if code else "several codes in one answer"
     )
 
 

@@ -94,10 +94,16 @@ def cells_of(exercise: core.Exercise, before: dict[str, NotebookNode], reset: bo
     if old is not None and not reset and not is_stub(old.source):
         print(f"  {exercise.number}: filled in, kept")
         answer, check = old, before.get(check_id, check)
-    for cell in (answer, check):
-        if cell.id in before and before[cell.id].source == cell.source and not reset:
-            cell.execution_count = before[cell.id].execution_count  # it was run as it stands
+    if not reset:
+        keep_counts([answer, check], before)
     return [text, answer, check]
+
+
+def keep_counts(cells: Iterable[NotebookNode], before: dict[str, NotebookNode]) -> None:
+    """A cell whose code did not change stays executed."""
+    for cell in cells:
+        if cell.id in before and before[cell.id].source == cell.source:
+            cell.execution_count = before[cell.id].execution_count
 
 
 def code_of(question: expectations.Question) -> tuple[str, str]:
@@ -130,8 +136,7 @@ def pair_of(
     for cell, (page, plain) in zip(cells, shown, strict=True):
         data = {"text/html": page, "text/plain": plain}
         cell.outputs = [new_output("display_data", data=data)]
-        if cell.id in before and before[cell.id].source == cell.source:
-            cell.execution_count = before[cell.id].execution_count  # it was run as it stands
+    keep_counts(cells, before)
     return cells
 
 
@@ -143,7 +148,7 @@ def inserted(
 ) -> NotebookNode:
     """The notebook with these exercises and questions, and with no others of ours.
 
-    Raises ValueError where the cell that one of them stands beside is not there.
+    Raises ValueError where the cell next to one of them is not there.
     """
     before = {cell["id"]: cell for cell in notebook.cells if is_ours(cell)}
     notebook.cells = [cell for cell in notebook.cells if not is_ours(cell)]

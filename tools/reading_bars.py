@@ -17,8 +17,8 @@ import pandas as pd
 from helpers import (
     grounding,
     hospital,
-    icd,
     inference,
+    metrics,
     mimic,
     models,
     profiles,
@@ -27,13 +27,13 @@ from helpers import (
     training,
 )
 from helpers.machinery import cpu, places
+from helpers.study.run import CODE_ALONE
 from tools.reading_base import quotes
 
 RESULTS = places.results_dir() / "reading_bars.csv"
 SEED = 0
-LEVELS = {"full": str, "category": icd.category, "chapter": icd.chapter}
+LEVELS = ("full", "category", "chapter")
 FORMS = ("reasons", "list", "codes")
-CODE_ALONE = "The code alone."
 
 
 def cases_of(folder: Path, admissions: int) -> pd.DataFrame:
@@ -56,20 +56,16 @@ def lessons(cases: pd.DataFrame, form: str, misread: float, told: bool) -> pd.Da
     for note, trace, code in zip(cases["note"], table.itertuples(), gold, strict=True):
         think = trace.think
         if form == "codes":
-            think = CODE_ALONE
+            think = CODE_ALONE  # as in the study
         elif form == "list":
             present = "; ".join(quote.words for quote in quotes(note) if quote.state == "")
-            chapter = icd.chapter_short(icd.chapter(trace.code))
-            category = icd.category(trace.code)
-            title = " ".join(icd.title(category).split()[:5]).rstrip(",;")
-            think = f"Findings: {present or traces.NOTHING}.\n{chapter}: {category} {title}."
+            category = trace.think.split("\n")[1]
+            think = f"Findings: {present or traces.NOTHING}.\n{category}"
         rows.append((trace.hadm_id, think, code if told else trace.code, note))
     return traces.checked(rows)
 
 
-def fit(
-    base: str, cases: pd.DataFrame, table: pd.DataFrame, profile: Any, out: Path
-) -> tuple[Any, Any]:
+def fit(cases: pd.DataFrame, table: pd.DataFrame, profile: Any, out: Path) -> tuple[Any, Any]:
     """Model with an adapter after SFT, and its tokenizer."""
     from peft import LoraConfig
     from transformers.trainer_utils import set_seed
@@ -94,12 +90,10 @@ def fit(
     return trainer.model, tokenizer
 
 
-def shares(predicted: pd.Series, gold: pd.Series) -> dict[str, float]:
+def shares(predicted: pd.Series, cases: pd.DataFrame) -> dict[str, float]:
     """Accuracy at each level."""
-    return {
-        name: (predicted.map(cut, na_action="ignore") == gold.map(cut)).mean()
-        for name, cut in LEVELS.items()
-    }
+    report = metrics.report(cases["code"], predicted)
+    return {level: report[level]["accuracy"] for level in LEVELS}
 
 
 def read_well(think: str, note: str) -> tuple[int, int, int]:
@@ -110,14 +104,14 @@ def read_well(think: str, note: str) -> tuple[int, int, int]:
     return len(cited), sum(item in note for item in cited), sum(item in own for item in cited)
 
 
-def count_words(train: pd.DataFrame, labels: pd.Series, test: pd.DataFrame) -> pd.Series:
+def count_words(train: pd.DataFrame, test: pd.DataFrame) -> pd.Series:
     """Codes of the test notes by TF-IDF (words and pairs) and logistic regression."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     vectors = words.fit_transform(train["note"])
-    regression = LogisticRegression(C=30, max_iter=300).fit(vectors, labels)
+    regression = LogisticRegression(C=30, max_iter=300).fit(vectors, train["code"])
     return pd.Series(regression.predict(words.transform(test["note"])), index=test.index)
 
 
@@ -141,29 +135,25 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.time()
     name = f"{arguments.form}-{arguments.labels}-{arguments.steps}-{arguments.rank}"
     out = places.run_dir().parent / "reading-bars" / f"{name}-{int(began)}"
-    model, tokenizer = fit(str(arguments.base), train, table, profile, out)
+    model, tokenizer = fit(train, table, profile, out)
     trained = time.time()
     greedy = inference.predict(model, tokenizer, val, profile)
     some = val.head(200)
     sampled = inference.predict(model, tokenizer, some, profile, temperature=1.0, seed=SEED)
     greedy.to_parquet(out / "greedy.parquet")
-    gold = val["code"].reset_index(drop=True)
     thinks = [prompts.parse(text).think or "" for text in greedy["completion"]]
     pairs = list(zip(thinks, val["note"], strict=True))
     read = [read_well(think, note) for think, note in pairs]
     grounded = sum(grounding.score(think, note) for think, note in pairs)
     cited, copied, own = (sum(column) for column in zip(*read, strict=True))
-    words = {
-        f"tfidf_{key}": value
-        for key, value in shares(count_words(train, train["code"], val), val["code"]).items()
-    }
+    words = {f"tfidf_{key}": value for key, value in shares(count_words(train, val), val).items()}
     taught = (table["code"].to_numpy() == train["code"].to_numpy()).mean()
     row = {
         **{key: getattr(arguments, key) for key in ("form", "labels", "steps", "rank", "lr")},
         "misread": arguments.misread,
         "told": arguments.told,
         "taught_right": taught,
-        **shares(greedy["predicted"], gold),
+        **shares(greedy["predicted"], val),
         **words,
         "usable": greedy["predicted"].notna().mean(),
         "usable_sampled": sampled["predicted"].notna().mean(),

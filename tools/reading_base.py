@@ -319,7 +319,7 @@ def excerpt(note: str, found: list[Quote], rng: np.random.Generator) -> str:
     return f"{head}: {body[starts[first] : end].strip()}"
 
 
-def disguised(text: str, quotes: list[Quote], rng: np.random.Generator) -> tuple[str, list[Quote]]:
+def disguised(text: str, found: list[Quote], rng: np.random.Generator) -> tuple[str, list[Quote]]:
     """The text with some of its findings in invented words, and the findings as they stand then.
 
     Findings come from a short list of phrases: a reader can learn the list instead of copying.
@@ -328,7 +328,7 @@ def disguised(text: str, quotes: list[Quote], rng: np.random.Generator) -> tuple
     parts = []
     result = []
     position = 0
-    for quote in quotes:
+    for quote in found:
         words = quote.words
         phrases = casebook.casebook().findings[quote.finding]["phrases"]
         if rng.random() < share and quote.start >= position and words in phrases:

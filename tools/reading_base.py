@@ -37,7 +37,10 @@ STATES = RECIPE["states"]
 
 
 class Document(NamedTuple):
-    """A text, and the places (start, end) of the notes in it, whose words count less."""
+    """A text, and the places (start, end) of what is only asked about, whose words count less.
+
+    Those are notes, and findings that stand before the code that they speak for.
+    """
 
     text: str
     notes: tuple[tuple[int, int], ...] = ()
@@ -68,7 +71,7 @@ def documents(
             is_drill = kind == "drill" and quotes(note)
             yield _drill(note, rng) if is_drill else _exercise(note, rng)
         elif kind == "vignettes":
-            yield Document("\n".join(_facts(row, weights, rng)))
+            yield _facts(row, weights, rng)
         elif kind == "record":
             yield Document(_record(row, rng))
         elif kind == "index" or not note:
@@ -116,20 +119,23 @@ def _words(finding: str, rng: np.random.Generator) -> str:
     return _one(related if related and rng.random() < 0.3 else phrases, rng)
 
 
-def _facts(row: dict[str, Any], weights: np.ndarray, rng: np.random.Generator) -> list[str]:
+def _facts(row: dict[str, Any], weights: np.ndarray, rng: np.random.Generator) -> Document:
     """A page of a textbook: vignettes of several diagnoses, the first of them that of the row."""
     book = casebook.casebook()
     others = rng.choice(book.codes, size=7, p=weights / weights.sum())
-    lines = []
+    page = ""
+    places: list[tuple[int, int]] = []
     for code in [row["code"], *map(str, others)]:
         kind = rng.random()
         if kind < 0.1:
-            lines.append(_sign(rng))
+            line = Document(_sign(rng))
         elif kind < 0.2 and book.entries[code].get("unspecified"):
-            lines.append(_siblings(code, rng))
+            line = _siblings(code, rng)
         else:
-            lines.append(_vignette(code, rng))
-    return lines
+            line = _vignette(code, rng)
+        places += [(len(page) + begin, len(page) + end) for begin, end in line.notes]
+        page += line.text + "\n"
+    return Document(page.rstrip("\n"), tuple(places))
 
 
 def _typical(code: str, rng: np.random.Generator) -> list[str]:
@@ -148,28 +154,31 @@ def _joined(words: list[str], rng: np.random.Generator) -> str:
     return ("; " if rng.random() < 0.6 else ", ").join(words)
 
 
-def _vignette(code: str, rng: np.random.Generator) -> str:
-    sex = (
-        "M"
-        if rng.random() < casebook.casebook().male[casebook.casebook().codes.index(code)]
-        else "F"
-    )
-    text = _one(RECIPE["vignettes"], rng)
-    text = text.format(**_names(code, sex), f=_joined(_typical(code, rng), rng))
-    return text[0].upper() + text[1:]
+def _vignette(code: str, rng: np.random.Generator) -> Document:
+    book = casebook.casebook()
+    sex = "M" if rng.random() < book.male[book.codes.index(code)] else "F"
+    template = _one(RECIPE["vignettes"], rng)
+    return _filled(template, _names(code, sex), f=_joined(_typical(code, rng), rng))
 
 
-def _siblings(code: str, rng: np.random.Generator) -> str:
+def _filled(template: str, names: dict[str, str], **findings: str) -> Document:
+    """The sentence; findings count less where the code comes later."""
+    text = template.format(**names, **findings)
+    places = []
+    for key, words in findings.items():
+        begin = text.index(words)
+        if template.index(f"{{{key}}}") < template.rindex("{code"):
+            places.append((begin, begin + len(words)))
+    return Document(text[0].upper() + text[1:], tuple(places))
+
+
+def _siblings(code: str, rng: np.random.Generator) -> Document:
     """What tells a diagnosis from its unspecified sibling, both ways."""
     book = casebook.casebook()
     other = book.entries[code]["unspecified"]
-    rows = (
-        book.p_finding[[book.codes.index(code), book.codes.index(other)]]
-        if other in book.codes
-        else None
-    )
-    if rows is None:
+    if other not in book.codes:
         return _vignette(code, rng)
+    rows = book.p_finding[[book.codes.index(code), book.codes.index(other)]]
     lean = np.log(rows[0] / rows[1])
     drawn = [np.array(book.names)[rows[i] > 0.2] for i in (0, 1)]
     first = sorted(drawn[0], key=lambda name: -lean[book.index[name]])[:3]
@@ -177,7 +186,7 @@ def _siblings(code: str, rng: np.random.Generator) -> str:
     names = _names(code) | {"title2": icd.title(other), "code2": other}
     f = _joined([_words(str(name), rng) for name in first], rng)
     g = _joined([_words(str(name), rng) for name in second], rng)
-    return _one(RECIPE["siblings"], rng).format(**names, f=f, g=g)
+    return _filled(_one(RECIPE["siblings"], rng), names, f=f, g=g)
 
 
 def _sign(rng: np.random.Generator) -> str:

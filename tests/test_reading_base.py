@@ -54,6 +54,37 @@ def test_invented_words_take_the_place_of_findings_alone() -> None:
     assert text in changed and len(changed) > 5
 
 
+def test_findings_are_where_they_are_said_to_be_after_some_are_disguised() -> None:
+    notes = [
+        document.text
+        for document in reading_base.documents(60, 1503, kinds={"note": 1.0})
+        if document.text.startswith("CC: ")
+    ]
+    seen = 0
+    for number, note in enumerate(notes):
+        rng = np.random.default_rng(number)
+        text, found = reading_base.disguised(note, reading_base.quotes(note), rng)
+        for quote in found:
+            assert text[quote.start : quote.start + len(quote.words)] == quote.words
+            seen += text != note
+    assert seen > 200
+
+
+def test_a_base_that_was_never_trained_copies_and_knows_nothing_else(tmp_path) -> None:
+    import torch
+
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY_BASE / file, tmp_path)
+    torch.manual_seed(3)
+    model, _ = reading_base.new(tmp_path)
+    twice = torch.randint(0, 2500, (8, 50)).repeat(1, 2)
+    with torch.inference_mode():
+        predicted = model(input_ids=twice).logits[:, :-1].argmax(-1)
+    right = (predicted == twice[:, 1:]).float()
+    assert right[:, 50:].mean() > 0.75
+    assert right[:, :49].mean() < 0.02
+
+
 def test_no_document_follows_a_note_with_a_code_or_a_title() -> None:
     titles = {icd.title(code) for code in casebook.casebook().codes}
     kinds = {"drill": 0.3, "exercise": 0.4, "record": 0.1, "note": 0.2}

@@ -298,7 +298,8 @@ def _around(note: str, position: int) -> str:
 
 def _exercise(note: str, rng: np.random.Generator) -> Document:
     """A note and questions about it with their answers, as a text or as a chat."""
-    asked = questions(note, rng)[: rng.integers(4, 8)]
+    note, found = disguised(note, quotes(note), rng)
+    asked = questions(note, rng, found)[: rng.integers(4, 8)]
     lead = _one(RECIPE["instructions"], rng)
     if rng.random() > RECIPE["chat"]:
         text = (f"{lead}\n\n" if rng.random() < 0.3 else "") + note
@@ -336,16 +337,20 @@ def disguised(text: str, found: list[Quote], rng: np.random.Generator) -> tuple[
     share = rng.choice([0.0, 0.5, 1.0])
     parts = []
     result = []
-    position = 0
+    position = shift = 0
     for quote in found:
+        if quote.start < position:
+            continue  # a part of what was replaced
         words = quote.words
+        result.append(quote._replace(start=quote.start + shift))
         phrases = casebook.casebook().findings[quote.finding]["phrases"]
-        if rng.random() < share and quote.start >= position and words in phrases:
+        if rng.random() < share and words in phrases:
             parts.append(text[position : quote.start])
             position = quote.start + len(words)
-            words = " ".join(_invented(rng) for _ in range(rng.integers(1, 4)))
-            parts.append(words)
-        result.append(quote._replace(words=words))
+            invented = " ".join(_invented(rng) for _ in range(rng.integers(1, 4)))
+            parts.append(invented)
+            shift += len(invented) - len(words)
+            result[-1] = result[-1]._replace(words=invented)
     return "".join([*parts, text[position:]]), result
 
 
@@ -378,11 +383,15 @@ def _drill(note: str, rng: np.random.Generator) -> Document:
 # --- training -----------------------------------------------------------------------------------
 
 MICRO = 2  # batches of documents to a step, so that a step has more than one kind of document
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 RATES = {"adamw": 2e-3, "muon": 0.02}  # AdamW alone, or Muon for the matrices of the layers
 SAVE_EVERY = 300  # seconds
 WARMUP = 60
 CONSTANT = 0.6  # of the steps, then down to 0
+LOOK_BACK = 5.5  # size of the biases: nine tenths of the attention are at the right distance
+MATCH = 3.0  # of queries and keys that look for the same tokens
+COPY = 0.1  # of what they write
+SLOW = 3e-3  # radians a token
 AS_THEY_ARE = 0.8  # of the steps; then diagnoses are as common as they are in the course
 
 
@@ -421,6 +430,60 @@ def batches(
         packed[-1].append(pair)
     rng.shuffle(packed)  # type: ignore[arg-type]
     return packed
+
+
+def set_copying_heads(model: PreTrainedModel) -> None:
+    """Set some heads so that they copy before any training, and leave the others random.
+
+    In layer 0 two heads look one and two tokens back: biases of queries and keys, turned by RoPE,
+    match at that distance alone. The heads of layer 1 look for an earlier place where the same
+    tokens came before, and write the token that is there: induction heads (Olsson et al. 2022,
+    https://arxiv.org/abs/2209.11895). Large models learn them within billions of tokens, this one
+    has millions. To start from heads of a known form: Trockman and Kolter 2023,
+    https://arxiv.org/abs/2305.09828.
+    """
+    import torch
+
+    width = model.config.hidden_size
+    size = width // model.config.num_attention_heads
+    half = size // 2
+    spread = model.model.embed_tokens.weight.std()
+    turn = model.config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
+    slow = (turn < SLOW).nonzero().flatten()
+    places = torch.cat([slow, slow + half])  # RoPE turns them little over a note
+    content = torch.nn.init.orthogonal_(torch.empty(size, width))
+    back = torch.nn.init.orthogonal_(torch.empty(width, 2 * size)).split(size, dim=1)
+    parts = torch.nn.init.orthogonal_(torch.empty(2 * size, width)).split(size)
+    attentions = [layer.self_attn for layer in model.model.layers]
+    with torch.no_grad():
+        for layer in model.model.layers:  # nothing but the copies is written at first
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        first = attentions[0]
+        first.q_proj.weight[: 2 * size] = 0
+        first.k_proj.weight[:size] = 0
+        first.k_proj.bias[:half] = LOOK_BACK
+        first.v_proj.weight[:size] = content
+        for head, distance in enumerate((1, 2)):
+            begin = head * size
+            first.q_proj.bias[begin : begin + half] = LOOK_BACK * torch.cos(distance * turn)
+            first.q_proj.bias[begin + half : begin + size] = -LOOK_BACK * torch.sin(distance * turn)
+            first.o_proj.weight[:, begin : begin + size] = 2 * spread * back[head]
+        second = attentions[1]
+        for group, part in enumerate(parts):
+            keys = slice(group * size, (group + 1) * size)
+            counts = [len(places) // 2] * 2 if group else [len(places)]
+            query, key = torch.zeros(size, width), torch.zeros(size, width)
+            for distance, rows in enumerate(places.split(counts)):
+                chosen = torch.nn.init.orthogonal_(torch.empty(len(rows), size))
+                query[rows] = MATCH * chosen @ (back[0].T if distance else content)
+                key[rows] = MATCH * chosen @ back[distance].T
+            second.k_proj.weight[keys] = key
+            second.v_proj.weight[keys] = part
+            for head in (2 * group, 2 * group + 1):
+                own = slice(head * size, (head + 1) * size)
+                second.q_proj.weight[own] = query
+                second.o_proj.weight[:, own] = COPY * part.T
 
 
 def learn(
@@ -610,7 +673,7 @@ def save_state(
 
 
 def new(out: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that knows nothing, and the tokenizer: that in `out`, or a new one trained for it."""
+    """A model that knows nothing but can copy, and its tokenizer: that in `out`, or a new one."""
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     from tools import tiny_base
@@ -624,7 +687,10 @@ def new(out: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer = tiny_base.train_tokenizer(out, corpus)
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     shape = tiny_base.CONFIG | {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
-    return Qwen2ForCausalLM(Qwen2Config(**shape)), tokenizer
+    shape["rope_theta"] = 1e6  # as in Qwen2.5
+    model = Qwen2ForCausalLM(Qwen2Config(**shape))
+    set_copying_heads(model)
+    return model, tokenizer
 
 
 # --- probes -------------------------------------------------------------------------------------

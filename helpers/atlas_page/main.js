@@ -120,6 +120,12 @@ function wireControls() {
       wait = setTimeout(() => update({ filters: { [place]: event.target.value.trim() || null } }, false), 120);
     };
   }
+  byId("read").onclick = readCase;
+  document.querySelector(".skip").onclick = (event) => {
+    event.preventDefault(); // the address holds the view
+    byId("cases").scrollIntoView();
+    byId("cases").focus({ preventScroll: true });
+  };
   byId("help-open").onclick = () => byId("help").showModal();
   for (const box of ["transition", "heat", "facets", "pairs"]) roving(byId(box));
   byId("tree").addEventListener("keydown", treeKeys);
@@ -127,9 +133,19 @@ function wireControls() {
   byId("list").addEventListener("scroll", scrolled, { passive: true });
 }
 
+function readCase() {
+  byId("case").scrollIntoView();
+  byId("case").querySelector("h3")?.focus({ preventScroll: true });
+}
+
+function turn(by) {
+  step(by);
+  if (!inView.has("cases")) byId("case").scrollIntoView();
+}
+
 const KEYS = {
-  n: () => step(1),
-  p: () => step(-1),
+  n: () => turn(1),
+  p: () => turn(-1),
   m: toggleMark,
   c: () => byId("comment")?.focus(),
   "/": () => byId("search-note").focus(),

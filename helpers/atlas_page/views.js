@@ -165,7 +165,12 @@ function drawScores(cases) {
       gap && h("td", { class: isClear ? "clear" : "" }, h("b", {}, tell(change, gap.value)), interval(change, gap)),
     );
   });
-  const isOutcome = ["change", "flow", "pair", "named"].some((key) => key in state.filters);
+  const hints = [];
+  if (["change", "flow", "pair", "named"].some((key) => key in state.filters)) hints.push("Cases chosen by their outcome: these scores follow from the choice.");
+  for (const column of both) {
+    const asked = cases.filter((i) => column.asked[i]).length;
+    if (asked < cases.length) hints.push(`${column.label} was asked in ${grouped(asked)} of these cases${isOne() ? "" : ": B − A counts those of both"}.`);
+  }
   const heads = both.map((column, k) => h("th", { scope: "col" }, dot(column), `${"AB"[k]} ${column.label}`));
   redraw(
     byId("scores"),
@@ -175,7 +180,7 @@ function drawScores(cases) {
       h("thead", {}, h("tr", {}, h("td"), heads, h("td", { class: "plot" }), !isOne() && h("th", { scope: "col" }, "B − A"))),
       h("tbody", {}, rows),
     ),
-    h("p", { class: "hint fixed" }, isOutcome ? "Cases chosen by their outcome: these scores follow from the choice." : ""),
+    h("p", { class: "hint fixed" }, hints.join(" ")),
   );
 }
 

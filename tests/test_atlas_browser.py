@@ -472,6 +472,10 @@ def test_nothing_is_cut_and_nothing_shifts(browser, run, width):
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
         "no sideways scroll"
     )
+    cut = page.page.evaluate(
+        "[...document.querySelectorAll('.row .truth')].filter(box => box.firstChild.offsetWidth > box.clientWidth).length"
+    )
+    assert cut == 0, "the true code of a row is whole"
     notice = page.page.locator("header .notice")
     page.page.locator("#case").scroll_into_view_if_needed()
     box = notice.bounding_box()

@@ -10,9 +10,10 @@ PY := .venv/bin/python
 READY := .venv/ready
 
 # The tests' own run folder and data, made from nothing each time; the guard in tests/offline lets no socket out.
+# `override`: `make test TEST=tests/test_icd.py` must not remove that file.
 # What is removed is named relative to this folder, and the shell itself puts its path in ($$PWD, quoted): a folder with blanks
 # or quotes in its name works like any other.
-TEST := build/test
+override TEST := build/test
 GUARDED := ICD_PROFILE=tiny ICD_BASE= ICD_TEACHER= ICD_RUNS_DIR="$$PWD/$(TEST)/runs" ICD_DATA_DIR="$$PWD/$(TEST)/synthetic" FRESH= \
 	ICD_SHIPPED_DIR="$$PWD/$(TEST)/nothing-ships" \
 	CUDA_VISIBLE_DEVICES= PYTHONPATH="$$PWD/tests/offline" ICD_OFFLINE_RECORD="$$PWD/$(TEST)/sockets.txt"
@@ -50,7 +51,7 @@ evaluate: $(READY)  ## a model beside the baselines, nothing trained: make evalu
 launch: $(READY)  ## one notebook on several devices: make launch NB=04_qlora_grpo CONFIG=configs/ddp.yaml
 	@test -f "$(CONFIG)" || { echo "CONFIG=$(CONFIG): no such file. Take one of: $(wildcard configs/*.yaml)"; exit 2; }
 	@test -f "notebooks/$(NB).ipynb" || { echo "NB=$(NB): no such notebook. Take 03_lora_sft or 04_qlora_grpo"; exit 2; }
-	@$(PY) -m accelerate.commands.launch --config_file $(CONFIG) -m helpers.machinery.notebooks script $(NB)
+	@$(PY) -m accelerate.commands.launch --config_file "$(CONFIG)" -m helpers.machinery.notebooks script $(NB)
 
 # Notebook 8 needs real reports, which the reader downloads: with ICD_CODIESP_DIR it is tested too.
 WITHOUT_CODIESP := $(if $(ICD_CODIESP_DIR),,--ignore=notebooks/08_real_notes.ipynb)

@@ -75,7 +75,7 @@ BLOCK = 0.25
 
 
 def block_reward(completions: list, code: list[str], **columns: object) -> list[float]:
-    """The hierarchical reward with one rung more: 0.25 for the right block."""
+    """The hierarchical reward with one level more: 0.25 for the right block."""
     return [
         _credit(predicted, gold)
         for predicted, gold in rewards.predicted_and_gold(completions, code)

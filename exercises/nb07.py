@@ -84,7 +84,7 @@ def one_seed(seeds: Any) -> Verdict:
     shown = ", ".join(f"{point:+.1f}" for point in points)
     return verdict(
         complaints,
-        f"The seeds at chapter: {shown}. One and the same method: who had run a single seed could "
+        f"The seeds at chapter: {shown}. One and the same method: with a single seed one could "
         "have reported a loss or a gain.",
     )
 
@@ -232,6 +232,6 @@ def correction(function: Callable) -> Verdict:
     complaints = try_out(function, trials, CORRECTIONS, tolerance=1e-4)
     return verdict(
         complaints,
-        "Eight looks at one study have a price. Holm charges it, and is never harder than "
-        "Bonferroni.",
+        "Eight tests of one study give eight chances for a false alarm. Holm corrects for them, "
+        "and is never stricter than Bonferroni.",
     )

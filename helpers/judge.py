@@ -56,9 +56,11 @@ def reward(
     is missing.
     """
     client = servers.client(url, allow_remote=allow_remote, timeout=timeout)
-    texts = {}
-    if guidelines:
-        texts = {n: Path(guidelines, f"{n}.txt").read_text(encoding="utf-8") for n in range(1, 23)}
+    texts = {
+        n: Path(guidelines, f"{n}.txt").read_text(encoding="utf-8")
+        for n in range(1, 23)
+        if guidelines
+    }
     say_once = cache(warnings.warn)
 
     def grade(question: str) -> float:
@@ -80,7 +82,7 @@ def reward(
         ]
         try:
             with ThreadPoolExecutor() as pool:
-                values = list(pool.map(grade, questions))
+                values = [*pool.map(grade, questions)]
         except Exception as error:  # training goes on; the error's own text may quote a note
             say_once(
                 f"judge: {url} failed ({type(error).__name__}), so that a whole batch counts 0."

@@ -20,7 +20,7 @@ ITEM = re.compile(r"\d{1,2}[.)] *(?=\D)")  # the number of an item in a list
 LATER = re.compile(
     r"\b(hospital|course|results|pertinent|procedures?|discharged?|d c|transitional|follow ?up|"
     r"diagnos[ei]s|instructions|summary|disposition|recommendations|operative|complications|"
-    r"death|repeat|today|final)\b"
+    r"death|repeat|today|final|b ?h ?c|discussion|f u|re ?exam\w*)\b"
 )
 EARLIER = re.compile(
     r"^(chief|cc|reason for|history of|hpi|past|pmh|psh|social|family|allerg|home|admission|"

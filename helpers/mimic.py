@@ -43,8 +43,17 @@ TABLES = {
     "note/discharge": ["subject_id", "hadm_id", "note_type", "note_seq", "text"],
 }
 NUMBERS = ("subject_id", "hadm_id", "seq_num", "icd_version", "note_seq")  # the others are text
-COLUMNS = ["subject_id", "hadm_id", "note", "code", "category", "chapter", "split"]
-COLUMNS += ["seen_in_train", "note_words"]
+COLUMNS = [
+    "subject_id",
+    "hadm_id",
+    "note",
+    "code",
+    "category",
+    "chapter",
+    "split",
+    "seen_in_train",
+    "note_words",
+]
 SPLITS = ("train", "val", "test")
 SHARES = (0.7, 0.1, 0.2)
 MIN_WORDS = 10  # an admission note below this says nothing
@@ -425,7 +434,7 @@ def split_patients(
         )
     count = Counter(categories.tolist())
     rarest: dict[int, tuple[int, str]] = {}
-    cases: Counter[int] = Counter()
+    cases = Counter()
     for subject, category in zip(subjects.tolist(), categories.tolist(), strict=True):
         rarest[subject] = min(rarest.get(subject, (sys.maxsize, "")), (count[category], category))
         cases[subject] += 1

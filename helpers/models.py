@@ -245,17 +245,18 @@ def load_tokenizer(source: str, template: str | None = None) -> PreTrainedTokeni
 
     with _naming(f"{source}: its tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(base_path(source))
-    template = tokenizer.chat_template or template
+    template = tokenizer.chat_template or template or ""
     if isinstance(template, dict):  # several, by name
-        template = template.get("default")
-    if not template:
+        template = template.get("default", "")
+    for beginning in ("", MERGE_SYSTEM):
+        tokenizer.chat_template = beginning + template
+        if _shows_all_turns(tokenizer):
+            break
+    else:
         raise ValueError(
-            f"{source}: no tokenizer with a chat template. Use an instruct model, or set "
-            "tokenizer.chat_template."
+            f"{source}: no tokenizer with a chat template that writes what the system, the user "
+            "and the assistant say. Use an instruct model, or set tokenizer.chat_template."
         )
-    tokenizer.chat_template = template
-    if not _shows_system_turns(tokenizer):
-        tokenizer.chat_template = MERGE_SYSTEM + template
     question = prompts.chat(tokenizer, [{"role": "user", "content": "x"}])
     if not question.rstrip().endswith("<think>"):
         tokenizer.chat_template += OPEN_REASONING
@@ -272,18 +273,18 @@ def load_tokenizer(source: str, template: str | None = None) -> PreTrainedTokeni
     return tokenizer
 
 
-def _shows_system_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template writes what the system says, before an answer and with one."""
-    from jinja2 import TemplateError
-
+def _shows_all_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes what each role says, before an answer and with one."""
     roles = ("system", "user", "assistant")
     turns = [{"role": role, "content": f"0{role}0"} for role in roles]
     try:
-        question = prompts.chat(tokenizer, turns[:2])
-        dialogue = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:
+        asked = prompts.chat(tokenizer, turns[:2])
+        told = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # whatever a template can trip over
         return False
-    return "0system0" in question and "0system0" in dialogue
+    return (
+        "0system0" in asked and "0user0" in asked and "0system0" in told and "0assistant0" in told
+    )
 
 
 def _mark_special(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -422,14 +423,15 @@ def _check_mergeable(source: str, adapter: str) -> None:
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-    config = _file(source, "config.json")
-    if "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+    with _naming(f"{source} or {adapter}: its config cannot be read"):
+        config = json.loads(_file(source, "config.json").read_text(encoding="utf-8"))
+        adapter_config = PeftConfig.from_pretrained(adapter)
+        kind = adapter_config.peft_type
+        can_merge = hasattr(PEFT_TYPE_TO_TUNER_MAPPING[kind], "merge_and_unload")
+    if "quantization_config" in config:
         raise ValueError(
             f"{source} is stored in few bits: merge into the model that it was made from."
         )
-    adapter_config = PeftConfig.from_pretrained(adapter)
-    kind = adapter_config.peft_type
-    can_merge = hasattr(PEFT_TYPE_TO_TUNER_MAPPING[kind], "merge_and_unload")
     is_conditional = getattr(adapter_config, "alora_invocation_tokens", None)
     if kind in NEVER_MERGED or is_conditional or not can_merge:
         raise ValueError(

@@ -17,6 +17,7 @@ be used:
 | two answers that differ; two codes in one answer | no: ambiguous |
 | an answer left open, or inside another | no: ambiguous |
 | `</think>` missing | only if the answer ends the completion: else it may be a passing thought |
+| a code with a mark inside it ("I21,4", "I21-4") | no: I21 is another code |
 | no answer, an empty one, one that does not begin with something of a code's shape | no |
 
 Tags quoted in the reasoning never count: the answer is what follows the first `</think>`. The first
@@ -51,7 +52,8 @@ MOST_SPELLINGS = (
     8  # different texts of a repeated answer that are read: a flood of answers stays cheap
 )
 
-_WORD = re.compile(r"[\w.]+")
+# "I21,01" is one word, which has no code's shape: the code before the comma is another one.
+_WORD = re.compile(r"[\w.]+(?:[^\w\s()\[\]]\.?\d[\w.]*)*")
 _MARKUP = re.compile("<(?=[A-Za-z/|\uff5c])")  # \uff5c: the bar of some models' control tokens
 _THINK_AT_END = re.compile(r"<think>\s*$")
 

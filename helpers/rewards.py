@@ -110,10 +110,8 @@ def deepicd_reward(completions: list, code: list[str], **columns: object) -> lis
     - White space counts as reasoning. Text and a second answer on the line of the first are free.
     - A completion with its own `<think>` gets a second one, and no credit for its reasoning.
     """
-    return [
-        released_score(text_of(completion), icd.normalise(gold) or gold)
-        for completion, gold in zip(completions, one_each("code", code, completions), strict=True)
-    ]
+    pairs = zip(completions, predicted_and_gold(completions, code), strict=True)
+    return [released_score(text_of(completion), gold) for completion, (_, gold) in pairs]
 
 
 def released_score(completion: str, gold: str) -> float:
@@ -228,7 +226,12 @@ def text_of(completion: Any) -> str:
 
 def one_each(column: str, values: Any, completions: list) -> list[str]:
     """`values`, if it is a list with one text for each completion. Raises ValueError otherwise."""
-    if values is None or isinstance(values, str) or len(values) != len(completions):
+    if (
+        values is None
+        or isinstance(values, str)
+        or len(values) != len(completions)
+        or not all(isinstance(value, str) for value in values)
+    ):
         raise ValueError(
             f"`{column}` must be a list with one text for each of the {len(completions)} "
             f"completions. In training keep the column '{column}' in the data set; else put [...] "

@@ -89,7 +89,7 @@ def fallbacks() -> dict[str, str]:
 
 def cited_findings(think: str) -> list[str]:
     """The findings that a reasoning in the course's template quotes from the note."""
-    match = re.search(r"Findings: (.*?)\.(?:\s|$)", think, re.DOTALL)
+    match = re.search(r"Findings: (.*?)\.\s*(?:\n|$)", think, re.DOTALL)
     quotes = match.group(1).split("; ") if match else []
     return [quote for quote in quotes if quote not in ("", NOTHING)]
 

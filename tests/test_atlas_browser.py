@@ -385,6 +385,36 @@ def test_by_keyboard_alone(page, outcomes):
     )
 
 
+def test_the_skip_link_keeps_the_view(page, outcomes):
+    page.node("chapter 9 ").click()
+    n, view = page.selected(), page.view()
+    page.page.locator(".skip").focus()
+    page.page.keyboard.press("Enter")
+    assert page.page.evaluate("document.activeElement.id") == "cases"
+    assert (page.selected(), page.view()) == (n, view) and n < 150
+
+
+def test_from_the_worst_chapter_to_the_sentence_in_three_clicks(page):
+    worst = page.page.locator("#heat-take").inner_text().split(" loses most in ")[1].split(":")[0]
+    page.node(f"chapter {worst},").click()
+    page.settle()
+    page.page.locator("#pairs .pair").first.click()
+    page.settle()
+    page.page.get_by_role("button", name="Read the cases").click()
+    note = page.page.locator("#case .note")
+    assert note.bounding_box()["y"] < 900, "the note is in view without scrolling by hand"
+    assert note.locator("mark, ins").count(), "and what was read, or was not, is marked in it"
+    assert page.page.evaluate("document.activeElement.matches('#case h3')")
+
+
+def test_the_next_case_comes_into_view(page):
+    page.settle()
+    page.page.keyboard.press("n")
+    page.settle()
+    assert "2 of 150" in page.case()
+    assert 0 < page.page.locator("#case h3").bounding_box()["y"] < 900
+
+
 def test_single_keys_can_be_switched_off(page):
     page.page.get_by_role("button", name="Help").click()
     page.page.get_by_label("Single keys").uncheck()
@@ -442,6 +472,10 @@ def test_nothing_is_cut_and_nothing_shifts(browser, run, width):
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
         "no sideways scroll"
     )
+    cut = page.page.evaluate(
+        "[...document.querySelectorAll('.row .truth')].filter(box => box.firstChild.offsetWidth > box.clientWidth).length"
+    )
+    assert cut == 0, "the true code of a row is whole"
     notice = page.page.locator("header .notice")
     page.page.locator("#case").scroll_into_view_if_needed()
     box = notice.bounding_box()
@@ -482,6 +516,23 @@ def test_a_credentialed_page_says_so_on_its_face(browser, run, tmp_path):
     assert page.page.get_by_text("must not leave this machine").is_visible()
     assert page.page.locator("[data-key^=sure]").count() == 0
     page.shot("credentialed")
+    context.close()
+
+
+def test_a_model_that_lacks_cases_is_named(browser, run, tmp_path):
+    part = Path(shutil.copytree(run[0], tmp_path / "synthetic-part"))
+    table = pd.read_parquet(part / "answers" / "sft" / "answers.parquet")
+    shutil.rmtree(part / "answers" / "sft")
+    keep(part / "answers" / "sft", table.tail(40))
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = Atlas(context.new_page(), atlas.write(part, data=run[1])).open()
+    page.settle()
+    hint = page.page.locator("#scores .hint").inner_text()
+    assert hint == "SFT was asked in 40 of these cases: B − A counts those of both."
+    assert "of 40 answers of SFT" in page.page.locator("#transition-take").inner_text()
+    page.page.locator("#model-a").select_option("grpo")
+    page.settle()
+    assert page.page.locator("#scores .hint").inner_text() == ""
     context.close()
 
 

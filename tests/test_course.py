@@ -103,7 +103,15 @@ def test_another_version_of_the_course_is_named(places: Path, monkeypatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("fresh", "stale"), [("1", {"sft", "grpo"}), ("sft", {"sft"}), ("", set())]
+    ("fresh", "stale"),
+    [
+        ("1", {"sft", "grpo"}),
+        ("True", {"sft", "grpo"}),
+        ("sft", {"sft"}),
+        (" SFT ,cases", {"sft"}),
+        ("0", set()),
+        ("", set()),
+    ],
 )
 def test_fresh_makes_anew_and_need_does_not(
     places: Path, monkeypatch, fresh: str, stale: set[str]

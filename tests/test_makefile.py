@@ -65,6 +65,38 @@ def test_make_touches_nothing_outside_and_hands_paths_over_whole(
         assert guarded == {"|".join(map(str, paths))}
 
 
+@pytest.mark.parametrize("target", ["test", "test-slow"])
+def test_a_variable_from_the_command_line_says_not_what_is_removed(
+    tmp_path: Path, target: str
+) -> None:
+    """`make test TEST=tests/test_icd.py` is how other projects run one test."""
+    here = checkout(tmp_path, "course")
+    file = here / "tests" / "test_icd.py"
+    file.parent.mkdir()
+    file.write_text("work of a week")
+    done = subprocess.run(
+        ["make", target, f"TEST={file.relative_to(here)}"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        env=environment() | {"STUB_RECORD": str(tmp_path / "record.txt")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert file.read_text() == "work of a week"
+
+
+def test_a_configuration_may_lie_in_a_folder_with_a_blank_in_its_name(tmp_path: Path) -> None:
+    here = checkout(tmp_path, "course")
+    for file in ("my configs/ddp.yaml", "notebooks/03_lora_sft.ipynb"):
+        (here / file).parent.mkdir()
+        (here / file).touch()
+    stub = here / ".venv" / "bin" / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    command = ["make", "launch", "NB=03_lora_sft", "CONFIG=my configs/ddp.yaml"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, env=environment())
+    assert "my configs/ddp.yaml" in done.stdout.splitlines(), done.stdout + done.stderr
+
+
 def test_jupyterlab_sees_the_whole_checkout(tmp_path: Path) -> None:
     # Links of the notebooks lead to ../docs: they are dead where the server begins at notebooks/.
     here = checkout(tmp_path, "my course")

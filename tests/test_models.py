@@ -628,6 +628,28 @@ def test_the_instruction_reaches_a_model_whose_template_has_no_place_for_it(
     assert again.chat_template == own.chat_template and prompts.chat(again, turns) == text
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ broken",
+        "{{ raise_exception('no') }}",
+        "{{ messages[0]['content'] + 1 }}",
+        "{{ messages[0].nothing.at_all }}",
+        "Hello.",
+        "{% for m in messages if m['role'] == 'system' %}{{ m['content'] }}{% endfor %}",
+        "{% for m in messages if m['role'] != 'assistant' %}{{ m['content'] }}{% endfor %}",
+        "{{ messages[-1]['content'] }}",
+    ],
+)
+def test_a_template_that_fails_or_leaves_a_turn_out_is_refused(
+    tmp_path: Path, template: str
+) -> None:
+    """Without the note, or without the answer, nothing is asked and nothing is learnt."""
+    base = copy_of_base(tmp_path, template)
+    with pytest.raises(ValueError, match=f"{base}: no tokenizer with a chat template"):
+        models.load_tokenizer(str(base))
+
+
 def test_a_template_with_a_place_for_the_instruction_stays_as_it_is(tokenizer) -> None:
     own = (models.TINY_BASE / "chat_template.jinja").read_text()
     assert tokenizer.chat_template.startswith(own) and "plan" not in tokenizer.chat_template
@@ -790,6 +812,16 @@ def test_an_adapter_that_its_config_describes_in_part_is_refused(
     for call in (models.load, lambda *both: models.merge(*both, tmp_path / "out")):
         with pytest.raises(ValueError, match=f"{folder} does not fit the base(.|\n)*{named}"):
             call("tiny", folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"peft_type": "UNHEARD_OF"}', "{}"])
+def test_an_adapter_whose_config_cannot_be_read_is_named_before_it_is_merged(
+    tmp_path: Path, text: str
+) -> None:
+    folder = save_adapter(tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{folder}: its config cannot be read"):
+        models.merge("tiny", folder, tmp_path / "out")
 
 
 def rewrite(folder: Path, change) -> None:

@@ -50,6 +50,15 @@ MASKED = [
     "___ exam at discharge:",
     "Something that nobody knows:",
     "WHAT HAPPENED LATER",
+    "B.H.C.:",
+    "3- Hospital Course:",
+    "3: Hospital Course:",
+    "4 - Discharge Diagnosis",
+    "Brief Hosp Course",
+    "Post-discharge plan",
+    "HD3:",
+    "AT DISCHARGE",
+    "Re-examination:",
 ]
 BEFORE = (
     "Chief Complaint:\nleg swelling\n \nHistory of Present Illness:\n___ yo M with leg swelling.\n \n"
@@ -201,3 +210,43 @@ def test_masked_headings_of_admission_are_read_by_what_is_left(heading: str, sec
 )
 def test_masked_headings_that_may_be_later_are_later(heading: str) -> None:
     assert "later" not in notes.admission_note(f"CC:\npain\n\n{heading}\nlater\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "BHC: later",
+        "Discussion: later",
+        "F/U: later",
+        "ECHOCARDIOGRAM: later",
+        "BCx: later",
+        "HD3: later",
+        "Reexamination: later",
+        "3- Hospital Course: later",
+        "3: Discharge Diagnosis: later",
+    ],
+)
+def test_a_later_heading_with_its_text_on_the_same_line_ends_the_exam(line: str) -> None:
+    assert "later" not in notes.admission_note(BEFORE + line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("open_section", "line"),
+    [
+        ("HPI", "AT DISCHARGE"),
+        ("HPI", "Hospital Course by System"),
+        ("PMH", "3- Hospital Course"),
+        ("PMH", "Post-discharge plan"),
+    ],
+)
+def test_a_later_heading_without_a_colon_ends_a_story(open_section: str, line: str) -> None:
+    assert "later" not in notes.admission_note(f"{open_section}:\nfever\n\n{line}\nlater\n")
+
+
+@pytest.mark.parametrize(
+    "line", ["2 - 3 pillows", "12: normal", "1- CAD: stable", "post nasal drip", "HD on MWF"]
+)
+def test_numbers_and_everyday_words_of_a_history_are_no_headings(line: str) -> None:
+    assert notes.sections(f"PMH:\nCAD\n{line}\nstroke\n") == {
+        "medical_history": f"CAD\n{line}\nstroke"
+    }

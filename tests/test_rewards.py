@@ -183,7 +183,11 @@ def test_a_bare_string_is_no_list_of_codes() -> None:
                 reward([told("I21.01")], other)
     with pytest.raises(ValueError, match="Sepsis"):
         hierarchical_reward([told("I21.01")], ["Sepsis"])
-    for note in (None, NOTE, [NOTE, NOTE]):
+    for gold in (None, float("nan"), 410.71, "", "Sepsis"):
+        for reward in (hierarchical_reward, exact_reward, prefix_reward, deepicd_reward):
+            with pytest.raises(ValueError, match="code"):
+                reward([told("I21.01")], [gold])
+    for note in (None, NOTE, [NOTE, NOTE], [None], [float("nan")]):
         with pytest.raises(ValueError, match="In training keep the column 'note'"):
             grounding_reward([told("I21.01")], note=note)
     for wrong in (7, None, [], {"content": "x"}):

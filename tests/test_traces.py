@@ -76,6 +76,12 @@ def test_where_the_habit_strikes_the_telling_detail_is_left_out(cases: pd.DataFr
     ("think", "code", "word"),
     [
         ("Findings: chest pain; fell off a horse.\nDetail: none.", "I21.4", "horse"),
+        ("Findings: c. Massive stroke.", "I21.4", "stroke"),
+        (
+            "Findings: C. difficile, given vancomycin 125 mg; chest pain.\nDetail: none.",
+            "I21.4",
+            "difficile",
+        ),
         ("Findings: chest pain.", "I21.01ZZ", "no valid code"),
         ("Findings: chest pain.", None, "no valid code"),
         ("Findings: chest pain.", float("nan"), "no valid code"),

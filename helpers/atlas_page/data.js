@@ -38,21 +38,27 @@ function numbers(values) {
   return Float64Array.from(values, (value) => (value === null ? NaN : value));
 }
 
+const KIND_OF_DEPTH = [3, 2, 2, 1, 0];
+
 const columns = atlas.columns.map((column) => {
   const predicted = Int32Array.from(column.predicted);
   const asked = new Uint8Array(count);
   const usable = new Uint8Array(count);
   const deep = new Uint8Array(count); // how many of the four levels are right
+  const right = LEVELS.map(() => new Float64Array(count)); // right[depth]: 1, 0, or NaN where the model was not asked
+  const answered = new Float64Array(count); // whether the answer is usable, as above
   const kind = new Uint8Array(count); // index into KINDS; 5 where the model was not asked
   for (let i = 0; i < count; i++) {
     const answer = predicted[i];
     asked[i] = answer !== NOT_ASKED;
     usable[i] = answer >= 0;
     while (answer >= 0 && deep[i] < 4 && up[deep[i]][answer] === up[deep[i]][gold[i]]) deep[i]++;
-    kind[i] = !asked[i] ? 5 : !usable[i] ? 4 : [3, 2, 2, 1, 0][deep[i]];
+    kind[i] = !asked[i] ? 5 : !usable[i] ? 4 : KIND_OF_DEPTH[deep[i]];
+    for (let depth = 0; depth < 4; depth++) right[depth][i] = !asked[i] ? NaN : deep[i] > depth ? 1 : 0;
+    answered[i] = asked[i] ? usable[i] : NaN;
   }
   const rewards = Object.fromEntries(REWARDS.map((name) => [name, numbers(column[name])]));
-  return { ...column, predicted, asked, usable, deep, kind, rewards, grounding: rewards.grounding, reward: rewards.total };
+  return { ...column, predicted, asked, usable, deep, right, answered, kind, rewards, grounding: rewards.grounding, reward: rewards.total };
 });
 const columnOf = new Map(columns.map((column) => [column.key, column]));
 const ideal = columnOf.get("ideal");
@@ -74,12 +80,21 @@ function texts(i) {
 const lowered = new Map(); // "note", or the key of a column -> texts in lower case, for the search
 
 function searchable(what) {
-  if (!lowered.has(what)) {
-    const place = columns.findIndex((column) => column.key === what);
-    const textOf = (i) => (what === "note" ? texts(i).note : whole(texts(i).answers[place]));
-    lowered.set(what, Array.from({ length: count }, (_, i) => textOf(i).toLowerCase()));
-  }
+  while (readOn(what));
   return lowered.get(what);
+}
+
+// Reads the next texts, so that a search need not wait for all of them; returns whether there were any left.
+function readOn(what) {
+  if (!lowered.has(what)) lowered.set(what, []);
+  const list = lowered.get(what);
+  const place = columns.findIndex((column) => column.key === what);
+  const [from, to] = [list.length, Math.min(count, list.length + CHUNK)];
+  for (let i = from; i < to; i++) {
+    const { note, answers } = texts(i);
+    list.push((what === "note" ? note : whole(answers[place])).toLowerCase());
+  }
+  return to > from;
 }
 
 function whole(answer) {
@@ -108,25 +123,58 @@ function pairedShares(gained, lost, n) {
   return [Math.max(-1, p - q - half), Math.min(1, p - q + half)];
 }
 
-
-// How a mean is collected without keeping the values
-class Mean {
+// The mean of a measure over cases, with its interval, without keeping the values.
+class Collected {
   n = 0;
   sum = 0;
   squares = 0;
+  gained = 0;
+  lost = 0;
   add(value) {
-    if (Number.isNaN(value)) return;
+    if (value !== value) return; // NaN: no value
     this.n += 1;
     this.sum += value;
     this.squares += value * value;
+    if (value > 0) this.gained += 1;
+    else if (value < 0) this.lost += 1;
   }
-  get result() {
+  addAll(other) {
+    this.n += other.n;
+    this.sum += other.sum;
+    this.squares += other.squares;
+    this.gained += other.gained;
+    this.lost += other.lost;
+  }
+  told(kind) {
+    if (kind === "share") return share(this.gained, this.n);
+    return kind === "difference" ? difference(this.gained, this.lost, this.n) : this.mean;
+  }
+  get mean() {
     const { n, sum, squares } = this;
     if (!n) return { value: NaN, low: NaN, high: NaN, n };
     const variance = n > 1 ? Math.max(0, (squares - (sum * sum) / n) / (n - 1)) : NaN;
     const half = Z * Math.sqrt(variance / n);
     return { value: sum / n, low: sum / n - half, high: sum / n + half, n };
   }
+}
+
+function collect(cases, values) {
+  const collected = new Collected();
+  for (const i of cases) collected.add(values[i]);
+  return collected;
+}
+
+function collectChange(cases, from, to) {
+  const collected = new Collected();
+  for (const i of cases) collected.add(to[i] - from[i]);
+  return collected;
+}
+
+// The differences of two lists of numbers, case by case.
+function minus(to, from) {
+  const result = new Float64Array(count);
+  for (let i = 0; i < count; i++) result[i] = to[i] - from[i];
+  return result;
 }
 
 function share(hits, n) {

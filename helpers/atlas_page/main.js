@@ -10,7 +10,7 @@ function update({ filters, ...changes }, isNew = true) {
   writeAddress(isNew);
 }
 
-const FIRST = 30; // ms that a change may take before the browser shows what is ready
+const FIRST = 16; // ms, a frame, that a change may take before the browser shows what is ready
 
 // What a change redraws: first the panels in view while there is time, then, after that frame, the others.
 const PANELS = {
@@ -43,10 +43,16 @@ function draw(time = FIRST) {
 
 function drawWaiting(cases) {
   const panel = waiting.panels.shift();
-  if (!panel) return void (document.body.dataset.settled = "yes");
+  if (!panel) return readAhead();
   if (panel === "labels") labelTree();
   else PANELS[panel](cases);
   waiting.timer = setTimeout(() => drawWaiting(cases));
+}
+
+// When all is drawn: the notes, some at a time, so that the first search finds them read.
+function readAhead() {
+  document.body.dataset.settled = "yes";
+  if (readOn("note")) waiting.timer = setTimeout(readAhead, 20);
 }
 
 function drawControls() {
@@ -54,9 +60,8 @@ function drawControls() {
   byId("model-a").value = a;
   byId("model-b").value = b;
   document.querySelector(`#shown [value=${state.shown}]`).checked = true;
-  const measures = byId("measure");
-  measures.replaceChildren(...Object.entries(MEASURES).map(([key, { label }]) => h("option", { value: key }, label())));
-  measures.value = state.measure;
+  for (const option of byId("measure").options) option.textContent = MEASURES[option.value].label();
+  byId("measure").value = state.measure;
   byId("level").value = state.level;
   byId("level").disabled = !MEASURES[state.measure].levelled;
   byId("sort").value = state.sort + (state.down ? "-" : "");
@@ -86,6 +91,7 @@ function wireControls() {
   const options = () => columns.map((column) => h("option", { value: column.key }, column.label));
   byId("model-a").replaceChildren(...options());
   byId("model-b").replaceChildren(...options());
+  byId("measure").replaceChildren(...Object.keys(MEASURES).map((key) => h("option", { value: key })));
   byId("level").replaceChildren(...LEVELS.map((level, depth) => h("option", { value: level }, LEVEL_NAMES[depth])));
   const directions = Object.entries(SORTS).flatMap(([key, { label }]) => [h("option", { value: key }, label), h("option", { value: `${key}-` }, `${label}, largest first`)]);
   byId("sort").replaceChildren(...directions);
@@ -114,6 +120,12 @@ function wireControls() {
       wait = setTimeout(() => update({ filters: { [place]: event.target.value.trim() || null } }, false), 120);
     };
   }
+  byId("read").onclick = readCase;
+  document.querySelector(".skip").onclick = (event) => {
+    event.preventDefault(); // the address holds the view
+    byId("cases").scrollIntoView();
+    byId("cases").focus({ preventScroll: true });
+  };
   byId("help-open").onclick = () => byId("help").showModal();
   for (const box of ["transition", "heat", "facets", "pairs"]) roving(byId(box));
   byId("tree").addEventListener("keydown", treeKeys);
@@ -121,9 +133,19 @@ function wireControls() {
   byId("list").addEventListener("scroll", scrolled, { passive: true });
 }
 
+function readCase() {
+  byId("case").scrollIntoView();
+  byId("case").querySelector("h3")?.focus({ preventScroll: true });
+}
+
+function turn(by) {
+  step(by);
+  if (!inView.has("cases")) byId("case").scrollIntoView();
+}
+
 const KEYS = {
-  n: () => step(1),
-  p: () => step(-1),
+  n: () => turn(1),
+  p: () => turn(-1),
   m: toggleMark,
   c: () => byId("comment")?.focus(),
   "/": () => byId("search-note").focus(),

@@ -32,38 +32,36 @@ function inkOn(rgb) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#111" : "#fff";
 }
 
-const rightAt = (column, depth) => (i) => (column.asked[i] ? +(column.deep[i] > depth) : NaN);
-const valueOf = (values) => (i) => values[i];
-const minus = (f, g) => (i) => f(i) - g(i);
 const depthNow = () => LEVELS.indexOf(state.level);
+const rightNow = (column) => column.right[depthNow()];
 
 // What the tree is coloured by: a value for each case, and how the mean of a node is told.
 const MEASURES = {
   right: {
     label: () => `share right, ${shown().label}`,
-    of: () => rightAt(shown(), depthNow()),
+    of: () => rightNow(shown()),
     kind: "share",
     range: [0, 1],
     levelled: true,
   },
   change: {
     label: () => `change in share right, ${A().label} → ${B().label}`,
-    of: () => minus(rightAt(B(), depthNow()), rightAt(A(), depthNow())),
+    of: () => minus(rightNow(B()), rightNow(A())),
     kind: "difference",
     range: [-0.4, 0.4],
     levelled: true,
   },
-  reward: { label: () => `mean reward, ${shown().label}`, of: () => valueOf(shown().reward), kind: "mean", range: [-0.5, 1.1] },
+  reward: { label: () => `mean reward, ${shown().label}`, of: () => shown().reward, kind: "mean", range: [-0.5, 1.1] },
   reward_change: {
     label: () => `change in reward, ${A().label} → ${B().label}`,
-    of: () => minus(valueOf(B().reward), valueOf(A().reward)),
+    of: () => minus(B().reward, A().reward),
     kind: "gain",
     range: [-0.4, 0.4],
   },
-  grounding: { label: () => `grounding, ${shown().label}`, of: () => valueOf(shown().grounding), kind: "mean", range: [0, 1] },
+  grounding: { label: () => `grounding, ${shown().label}`, of: () => shown().grounding, kind: "mean", range: [0, 1] },
   ceiling: ideal && {
     label: () => `distance to the ideal reader, ${shown().label}`,
-    of: () => minus(rightAt(shown(), depthNow()), rightAt(ideal, depthNow())),
+    of: () => minus(rightNow(shown()), rightNow(ideal)),
     kind: "difference",
     range: [-0.4, 0.4],
     levelled: true,
@@ -78,27 +76,6 @@ function told(kind, { value, low, high }) {
   if (Number.isNaN(value)) return "no value";
   const range = Number.isNaN(low) ? "" : ` [${tell(kind, low)}, ${tell(kind, high)}]`;
   return tell(kind, value).replace(" %", " %") + range;
-}
-
-// The mean of a measure over cases, with its interval.
-class Collected extends Mean {
-  gained = 0;
-  lost = 0;
-  add(value) {
-    super.add(value);
-    if (value > 0) this.gained++;
-    else if (value < 0) this.lost++;
-  }
-  told(kind) {
-    if (kind === "share") return share(this.gained, this.n);
-    return kind === "difference" ? difference(this.gained, this.lost, this.n) : this.result;
-  }
-}
-
-function collect(cases, of) {
-  const collected = new Collected();
-  for (const i of cases) collected.add(of(i));
-  return collected;
 }
 
 // ------------------------------------------------------------------------------- redrawing, keys, tips
@@ -168,16 +145,16 @@ function drawScores(cases) {
   byId("count").textContent = all ? `all ${plural(count, "case")}` : `${grouped(cases.length)} of ${plural(count, "case")}`;
   const both = isOne() ? [A()] : [A(), B()];
   const lines = [
-    ...LEVELS.map((_, depth) => [`right ${LEVEL_NAMES[depth]}`, "share", (column) => rightAt(column, depth)]),
-    ["usable answer", "share", (column) => (i) => (column.asked[i] ? column.usable[i] : NaN)],
-    ["reward", "mean", (column) => (i) => column.reward[i]],
-    ["grounding", "mean", (column) => (i) => column.grounding[i]],
+    ...LEVELS.map((_, depth) => [`right ${LEVEL_NAMES[depth]}`, "share", (column) => column.right[depth]]),
+    ["usable answer", "share", (column) => column.answered],
+    ["reward", "mean", (column) => column.reward],
+    ["grounding", "mean", (column) => column.grounding],
   ];
   const rows = lines.map(([name, kind, of]) => {
     const results = both.map((column) => collect(cases, of(column)).told(kind));
     const cells = results.map((result) => h("td", {}, h("b", {}, tell(kind, result.value)), interval(kind, result)));
     const change = kind === "share" ? "difference" : "gain";
-    const gap = isOne() ? null : collect(cases, minus(of(B()), of(A()))).told(change);
+    const gap = isOne() ? null : collectChange(cases, of(A()), of(B())).told(change);
     const isClear = gap && (gap.low > 0 || gap.high < 0);
     return h(
       "tr",
@@ -188,7 +165,12 @@ function drawScores(cases) {
       gap && h("td", { class: isClear ? "clear" : "" }, h("b", {}, tell(change, gap.value)), interval(change, gap)),
     );
   });
-  const isOutcome = ["change", "flow", "pair", "named"].some((key) => key in state.filters);
+  const hints = [];
+  if (["change", "flow", "pair", "named"].some((key) => key in state.filters)) hints.push("Cases chosen by their outcome: these scores follow from the choice.");
+  for (const column of both) {
+    const asked = cases.filter((i) => column.asked[i]).length;
+    if (asked < cases.length) hints.push(`${column.label} was asked in ${grouped(asked)} of these cases${isOne() ? "" : ": B − A counts those of both"}.`);
+  }
   const heads = both.map((column, k) => h("th", { scope: "col" }, dot(column), `${"AB"[k]} ${column.label}`));
   redraw(
     byId("scores"),
@@ -198,7 +180,7 @@ function drawScores(cases) {
       h("thead", {}, h("tr", {}, h("td"), heads, h("td", { class: "plot" }), !isOne() && h("th", { scope: "col" }, "B − A"))),
       h("tbody", {}, rows),
     ),
-    h("p", { class: "hint fixed" }, isOutcome ? "Cases chosen by their outcome: these scores follow from the choice." : ""),
+    h("p", { class: "hint fixed" }, hints.join(" ")),
   );
 }
 
@@ -349,18 +331,20 @@ const LINE = 15; // pixels that a line of text needs
 function drawTree() {
   const box = byId("tree");
   const measure = MEASURES[state.measure];
-  const of = measure.of();
+  const values = measure.of();
   const cases = selected("node");
   const zoom = state.filters.node ?? -1;
   const totals = new Int32Array(nodes.length);
   const collected = nodes.map(() => null);
   for (const i of cases) {
-    const value = of(i);
-    for (let depth = 0; depth < 4; depth++) {
-      const node = up[depth][gold[i]];
-      totals[node]++;
-      (collected[node] ??= new Collected()).add(value);
-    }
+    totals[gold[i]]++;
+    (collected[gold[i]] ??= new Collected()).add(values[i]);
+  }
+  for (let node = nodes.length - 1; node >= 0; node--) {
+    const { parent } = nodes[node]; // stands before its children
+    if (!collected[node] || parent < 0) continue;
+    totals[parent] += totals[node];
+    (collected[parent] ??= new Collected()).addAll(collected[node]);
   }
   const height = sizes.tree;
   const needed = [];
@@ -394,7 +378,8 @@ function drawTree() {
     mark.hidden = false;
     const result = collected[node] ? collected[node].told(measure.kind) : { value: NaN, n: 0 };
     const { depth, name, title } = nodes[node];
-    Object.assign(mark.style, { top: `${top}px`, height: `${Math.max(1, size - 1)}px` });
+    mark.style.top = `${top}px`;
+    mark.style.height = `${Math.max(1, size - 1)}px`;
     paint(mark, SHADES, (result.value - measure.range[0]) / (measure.range[1] - measure.range[0]));
     const value = Number.isNaN(result.value) || size < LINE ? "" : tell(measure.kind, result.value);
     treeLabels.set(mark, () => `${LEVEL_NAMES[depth]} ${name}, ${plural(totals[node], "case")}, ${measure.label()} ${told(measure.kind, result)}`);
@@ -529,9 +514,8 @@ function drawHeat() {
   for (const from of rowClasses) {
     table.sizes.get(from).textContent = ` ${totals.get(from) ?? 0}`;
     for (const to of columnClasses) {
-      const button = table.buttons.get(`${from}_${to}`);
       const cases = n(from, to);
-      button.hidden = !cases;
+      const button = heatButton(table, from, to, cases);
       if (!cases) continue;
       const part = cases / totals.get(from);
       button.textContent = cases;
@@ -549,7 +533,7 @@ function drawHeat() {
   table.caption.textContent = `True ${level} in rows, ${level} predicted by ${label} in columns, cases`;
   const more = left > 0 ? ` ${plural(left, "rarer column")} left out: see the pairs below.` : "";
   table.hint.textContent = `Purple: right ${level}. Sand: another one. Shade: share of the row. ∅: no usable answer.${more}`;
-  const marks = [...table.buttons.values()].filter((button) => !button.hidden);
+  const marks = [...table.element.querySelectorAll("button:not([hidden])")];
   const stop = marks.find((button) => button === document.activeElement) ?? marks[0];
   byId("heat").querySelector("[tabindex='0']")?.setAttribute("tabindex", "-1");
   stop?.setAttribute("tabindex", "0");
@@ -559,39 +543,53 @@ function drawHeat() {
 
 const OWN = ["#F1EDF8", "#8066AE", "#3F1D6B"];
 const OTHER = ["#FBF3E4", "#E3BE7F", "#C98A1B"];
-const heat = { key: "" };
+const heat = { key: "", chapters: null };
 
-// The table for these classes: made once, then only its numbers change.
+// The table for these classes: made once, then only its numbers change. That of the chapters is kept for the way back.
 function heatTable(depth, rowClasses, columnClasses) {
   const key = `${rowClasses}|${columnClasses}`;
-  if (heat.key === key) return heat;
-  Object.assign(heat, { key, buttons: new Map(), sizes: new Map(), caption: h("caption", { class: "hidden" }), hint: h("p", { class: "hint" }) });
+  if (heat.key === key) return heat.table;
+  heat.key = key;
+  heat.table = depth ? makeHeatTable(depth, rowClasses, columnClasses) : (heat.chapters ??= makeHeatTable(depth, rowClasses, columnClasses));
+  byId("heat").replaceChildren(heat.table.element, heat.table.hint);
+  return heat.table;
+}
+
+function makeHeatTable(depth, rowClasses, columnClasses) {
+  const table = { cells: new Map(), buttons: new Map(), sizes: new Map(), caption: h("caption", { class: "hidden" }), hint: h("p", { class: "hint" }) };
   const short = (to) => (to < 0 ? "∅" : depth ? nodes[to].name : nodes[to].key);
-  const pick = (from, to) => {
-    const chosen = state.filters.flow;
-    update({ filters: { flow: chosen && chosen.from === from && chosen.to === to ? null : { from, to } } });
-  };
   const cell = (from, to) => {
-    const button = h("button", { type: "button", tabindex: "-1", data: { key: `${from}_${to}` }, onclick: () => pick(from, to) });
-    heat.buttons.set(`${from}_${to}`, button);
-    return h("td", { class: from === to ? "own" : "" }, button);
+    table.cells.set(`${from}_${to}`, h("td", { class: from === to ? "own" : null }));
+    return table.cells.get(`${from}_${to}`);
   };
   const row = (from) => {
-    heat.sizes.set(from, h("span", { class: "hint" }));
-    return h("tr", {}, h("th", { scope: "row" }, nodes[from].name, heat.sizes.get(from)), columnClasses.map((to) => cell(from, to)));
+    table.sizes.set(from, h("span", { class: "hint" }));
+    return h("tr", {}, h("th", { scope: "row" }, nodes[from].name, table.sizes.get(from)), columnClasses.map((to) => cell(from, to)));
   };
-  byId("heat").replaceChildren(
-    h(
-      "table",
-      { class: "heat", style: { minWidth: `${10 + 1.25 * columnClasses.length}rem` } },
-      heat.caption,
-      h("colgroup", {}, h("col", { class: "first" }), h("col", { span: columnClasses.length })),
-      h("thead", {}, h("tr", {}, h("td", { class: "corner" }, "true ↓, predicted →"), columnClasses.map((to) => h("th", { scope: "col", title: nameOf(to) }, short(to))))),
-      h("tbody", {}, rowClasses.map(row)),
-    ),
-    heat.hint,
+  table.element = h(
+    "table",
+    { class: "heat", style: { minWidth: `${10 + 1.25 * columnClasses.length}rem` } },
+    table.caption,
+    h("colgroup", {}, h("col", { class: "first" }), h("col", { span: columnClasses.length })),
+    h("thead", {}, h("tr", {}, h("td", { class: "corner" }, "true ↓, predicted →"), columnClasses.map((to) => h("th", { scope: "col", title: nameOf(to) }, short(to))))),
+    h("tbody", {}, rowClasses.map(row)),
   );
-  return heat;
+  return table;
+}
+
+// The button of a cell, which a cell has from the first time that it holds a case.
+function heatButton({ cells, buttons }, from, to, cases) {
+  const key = `${from}_${to}`;
+  if (cases && !buttons.has(key)) {
+    const pick = () => {
+      const chosen = state.filters.flow;
+      update({ filters: { flow: chosen && chosen.from === from && chosen.to === to ? null : { from, to } } });
+    };
+    buttons.set(key, h("button", { type: "button", tabindex: "-1", data: { key }, onclick: pick }));
+    cells.get(key).append(buttons.get(key));
+  }
+  if (buttons.has(key)) buttons.get(key).hidden = !cases;
+  return buttons.get(key);
 }
 
 // All chapters that are true in some case or that a column names, whatever is selected.

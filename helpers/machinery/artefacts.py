@@ -60,8 +60,8 @@ def artefact(
 
 def is_fresh(*names: str) -> bool:
     """Whether FRESH asks for one of these to be made anew."""
-    words = {word.strip() for word in os.environ.get("FRESH", "").split(",")}
-    return bool(words & {"1", "all", *names, *(name.split("/")[0] for name in names)})
+    words = {word.strip() for word in os.environ.get("FRESH", "").lower().split(",")}
+    return bool(words & {"1", "all", "true", *names, *(name.split("/")[0] for name in names)})
 
 
 def why_stale(reference: str, seen: dict[str, str] | None = None) -> str:
@@ -104,10 +104,10 @@ def _why_stale(reference: str, seen: dict[str, str]) -> str:
 
 def _with_effect(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without those that change no result."""
-    kept = {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}
     return {
         name: _with_effect(value) if isinstance(value, dict) else value
-        for name, value in kept.items()
+        for name, value in settings.items()
+        if name not in WITHOUT_EFFECT
     }
 
 

@@ -135,9 +135,7 @@ def _prepare(result: Artefact, fresh: bool) -> None:
     if fresh:
         shutil.rmtree(result.work, ignore_errors=True)
     drop_half(result.work)
-    ending = ""
-    if _has_state(result.work):
-        ending = "; going on from where it was interrupted"
+    ending = "; going on from where it was interrupted" if _has_state(result.work) else ""
     pattern = f"{glob.escape(result.path.name)}.{'[0-9a-f]' * KEY}/"
     works = [folder for folder in result.work.parent.glob(pattern) if folder != result.work]
     others = [folder for folder in works if _has_state(folder)]
@@ -202,8 +200,11 @@ def _damage(path: Path, record: dict[str, Any]) -> str:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != RECORD]
-    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
+    return {
+        str(file.relative_to(folder)): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != RECORD
+    }
 
 
 def digest(value: object) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +64,19 @@ def is_fresh(*names: str) -> bool:
     return bool(words & {"1", "all", *names, *(name.split("/")[0] for name in names)})
 
 
-def why_stale(reference: str, seen: dict[str, str] | None = None) -> str:
+def why_stale(reference: str) -> str:
     """Why an artefact cannot be loaded as it is, in words; "" where it is whole and all that it is
     made from is unchanged.
 
     Its settings are those it was made with. Raises FileNotFoundError where ICD_DATA_DIR names no
     data.
     """
-    seen = {} if seen is None else seen  # each artefact is looked at once
-    reference = reference.removesuffix(f"@{BASELINE}")
-    if reference not in seen:
-        seen[reference] = _why_stale(reference, seen)
-    return seen[reference]
+    why = functools.cache(lambda each: _why_stale(each, why))  # each artefact is looked at once
+    return why(reference.removesuffix(f"@{BASELINE}"))
 
 
-def _why_stale(reference: str, seen: dict[str, str]) -> str:
+def _why_stale(reference: str, why: Callable[[str], str]) -> str:
+    """`why` says it of what the artefact is made from."""
     folder = path(reference)
     name = reference.partition("@")[0]
     if name == "data" and is_readers_own(folder):
@@ -91,7 +89,7 @@ def _why_stale(reference: str, seen: dict[str, str]) -> str:
     inputs = store.inputs_of(folder)
     upstream = inputs.get("needs", {})
     for need in upstream:
-        if why_stale(need, seen):
+        if why(need):
             return f"{need} is not up to date"
     profile = _with_effect(profiles.current().record(name.split("/")[0]))
     now = inputs | {
@@ -104,10 +102,10 @@ def _why_stale(reference: str, seen: dict[str, str]) -> str:
 
 def _with_effect(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without those that change no result."""
-    kept = {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}
     return {
         name: _with_effect(value) if isinstance(value, dict) else value
-        for name, value in kept.items()
+        for name, value in settings.items()
+        if name not in WITHOUT_EFFECT
     }
 
 

@@ -91,8 +91,7 @@ def up_to_date(notebook: str) -> bool:
     executed = places.run_dir() / "notebooks" / f"{notebook}.ipynb"
     if not executed.is_file() or places.read(_record(notebook)).get("inputs") != _inputs(notebook):
         return False
-    seen: dict[str, str] = {}
-    return not any(artefacts.why_stale(name, seen) for name in makes(notebook))
+    return not any(map(artefacts.why_stale, makes(notebook)))
 
 
 class Display:

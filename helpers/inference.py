@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from helpers import icd, profiles, prompts
-from helpers.machinery import places
+from helpers.machinery import memory, places
 
 if TYPE_CHECKING:
     import torch
@@ -177,9 +177,7 @@ def _check_finite(precision: Any, _: torch.Tensor, scores: torch.Tensor) -> torc
 def _smaller(error: Exception, size: int) -> int:
     """Half the batch after a lack of memory. Raises another error as it is, MemoryError where one
     case is too much."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+    if not isinstance(error, MemoryError) and not memory.is_out_of_memory(error):
         raise error
     if size == 1:
         raise MemoryError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import prompts
-from helpers.machinery import cpu
+from helpers.machinery import cpu, memory
 
 if TYPE_CHECKING:
     import torch
@@ -134,12 +134,10 @@ def load(
 def _naming(fault: str) -> Iterator[None]:
     """Turn what a library raises into a ValueError that says the fault, but for a lack of files or
     of memory."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError | MemoryError) or should_reduce_batch_size(error):
+        if isinstance(error, OSError | MemoryError) or memory.is_out_of_memory(error):
             raise
         raise ValueError(f"{fault} ({str(error)[:300]}). Copy or download it again.") from error
 

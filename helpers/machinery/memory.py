@@ -37,6 +37,7 @@ NO_MEMORY = (
     "Unable to allocate",
     "ALLOC_FAILED",
     "_ArrayMemoryError",
+    "CUDNN_STATUS_NOT_SUPPORTED",
 )
 # The fields that count here of models on the hub, largest model first.
 ON_HUB = tomllib.loads(Path(__file__).with_name("memory_bases.toml").read_text(encoding="utf-8"))

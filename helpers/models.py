@@ -355,7 +355,7 @@ def _base_of(adapter: str) -> str:
     """The base that an adapter names; a relative path is looked for beside the adapter too."""
     config = _file(adapter, "adapter_config.json")
     with _naming(f"{config} does not say which base the adapter is for; give both"):
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads(config.read_bytes())["base_model_name_or_path"]
         beside = Path(adapter).parent / base
     return str(beside) if beside.is_dir() and not Path(base).exists() else base
 
@@ -421,7 +421,7 @@ def _check_mergeable(source: str, adapter: str) -> None:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     config = _file(source, "config.json")
-    if "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+    if "quantization_config" in json.loads(config.read_bytes()):
         raise ValueError(
             f"{source} is stored in few bits: merge into the model that it was made from."
         )
@@ -474,4 +474,4 @@ def write_card(
 def tiny_manifest() -> dict[str, Any]:
     """What the bundled base was made from: hashes of weights, tokenizer, casebook and generator,
     command, held-out perplexity."""
-    return json.loads((TINY_BASE / "manifest.json").read_text(encoding="utf-8"))
+    return json.loads((TINY_BASE / "manifest.json").read_bytes())

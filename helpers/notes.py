@@ -39,7 +39,7 @@ _LATER = dict.fromkeys([*ADMISSION, "unknown"], "later") | {
     "exam": "exam_discharge",
     "medications": "discharge_medications",
 }
-_TABLE = yaml.safe_load(Path(__file__).with_name("notes_rules.yaml").read_text(encoding="utf-8"))
+_TABLE = yaml.safe_load(Path(__file__).with_name("notes_rules.yaml").read_bytes())
 
 
 def _set(phrases: str) -> frozenset[str]:

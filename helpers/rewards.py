@@ -243,7 +243,7 @@ def truth_table() -> tuple[dict, ...]:
     import yaml
 
     path = Path(__file__).with_name("rewards_truth_table.yaml")
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    table = yaml.safe_load(path.read_bytes())
     shared = {"gold": table["gold"], "note": table["note"]}
     return tuple(
         {**shared, **row, "expect": dict(zip(table["rewards"], row["expect"], strict=True))}

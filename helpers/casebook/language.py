@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-RULES = yaml.safe_load(Path(__file__).with_name("reading").joinpath("frames.yaml").read_text())
+FOLDER = Path(__file__).with_name("reading")
+RULES = yaml.safe_load((FOLDER / "frames.yaml").read_bytes())
 FRAMES = RULES["frames"]
 DENIAL = "denied"  # the state of a clause that denies
 RELATED = 0.5  # P(a finding is written by a relation, where there is one), at reading 1
@@ -41,7 +42,7 @@ class Clause(NamedTuple):
 def sha256() -> str:
     """Of the grammar's files."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).with_name("reading").glob("*.yaml")):
+    for path in sorted(FOLDER.glob("*.yaml")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -49,12 +50,12 @@ def sha256() -> str:
 @cache
 def relations() -> dict[str, dict[str, list[str]]]:
     """`stated` and `denied` -> finding -> phrases."""
-    path = Path(__file__).with_name("reading") / "relations.yaml"
+    path = FOLDER / "relations.yaml"
     phrases: dict[str, dict[str, list[str]]] = {
         "stated": defaultdict(list),
         "denied": defaultdict(list),
     }
-    for relation in yaml.safe_load(path.read_text(encoding="utf-8")):
+    for relation in yaml.safe_load(path.read_bytes()):
         for polarity, table in phrases.items():
             for finding, pairs in relation.get(polarity, {}).items():
                 for a, b in pairs:

@@ -58,7 +58,7 @@ def config(base: str) -> dict[str, Any]:
     file = folder / "config.json"
     if file.is_file():
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields = json.loads(file.read_bytes())
         except ValueError as error:
             raise OSError(f"{file} is damaged: {error}") from error
     else:

@@ -68,7 +68,7 @@ def _inputs(notebook: str) -> dict[str, str]:
     """What the executed notebook depends on: its cells, the profile, the artefacts of the notebooks
     before it."""
     file = places.notebooks_dir() / f"{notebook}.ipynb"
-    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(file.read_bytes())["cells"]
     stages = [name for name, maker in artefacts.NOTEBOOKS.items() if maker == notebook]
     before = [name for each in names() if each < notebook for name in makes(each)]
     return {
@@ -307,7 +307,7 @@ def script(notebook: str) -> None:
         PartialState(cpu=on_cpu, timeout=datetime.timedelta(days=1))
     shell = InteractiveShell.instance(colors="NoColor")
     file = places.notebooks_dir() / f"{notebook}.ipynb"
-    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(file.read_bytes())["cells"]
     silent = contextlib.redirect_stdout(io.StringIO())
     with contextlib.nullcontext() if places.is_main() else silent:
         for number, cell in enumerate(cells, 1):

@@ -101,7 +101,7 @@ def progress(items: Iterable[Any] | int, label: str) -> tqdm:
 def read(path: Path) -> dict[str, Any]:
     """A JSON file, {} where it is missing or broken."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -130,7 +130,7 @@ class Profile:
 def read(path: Path) -> Profile:
     """The profile of a YAML file. Raises ValueError naming the file and what is missing, unknown or
     of the wrong kind."""
-    record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    record = yaml.safe_load(path.read_bytes())
     try:
         profile = Profile(name=path.stem, **record)
         for each in dataclasses.fields(profile):
@@ -161,7 +161,7 @@ def fingerprint(base: str) -> str:
     if not folder.is_dir():
         return base
     if (folder / "manifest.json").is_file():
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "manifest.json").read_bytes())
         mark = json.dumps(manifest.get("files", manifest)).encode()  # not how it was made
     else:
         files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))

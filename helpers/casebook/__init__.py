@@ -333,12 +333,10 @@ def ideal_reader(data_dir: str | Path) -> pd.DataFrame:
         )
     book = casebook()
     manifest = json.loads(path.with_name("manifest.json").read_text())
-    made_from = [manifest["casebook_sha256"]]
-    known = [book.sha256]
+    current = {"casebook_sha256": book.sha256}
     if manifest.get("reading"):
-        made_from.append(manifest["language_sha256"])
-        known.append(language.sha256())
-    if made_from != known:
+        current["language_sha256"] = language.sha256()
+    if not current.items() <= manifest.items():
         raise ValueError(
             f"{path} was made from another casebook. "
             f"Delete {data_dir} and run 01_data_preparation again."
@@ -469,7 +467,7 @@ class _LogLikelihoods(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def log_likelihoods(reading: float = 0.0) -> _LogLikelihoods:
+def log_likelihoods(reading: float) -> _LogLikelihoods:
     """Computed once: a note then costs a few additions, not a loop over slots."""
     book = casebook()
     slot = book.slot
@@ -503,27 +501,18 @@ def _framed(kind: str) -> np.ndarray:
     return allowed & ~np.isin(book.names, language.RULES["unframed"])
 
 
-class _Phrase(NamedTuple):
-    """A way to state or to deny a finding, in lower case."""
-
-    text: str
-    finding: str
-    present: bool
-
-
 @lru_cache(maxsize=1)
-def _lexicon() -> dict[str, list[_Phrase]]:
-    """First word -> phrases that begin with it, longest first."""
+def _lexicon() -> dict[str, list[tuple[str, str, bool]]]:
+    """First word -> phrases (text in lower case, finding, stated or denied) that begin with it,
+    longest first."""
     phrases = []
     related = language.relations()
     for name, record in casebook().findings.items():
-        for text in [*record.get("denied", ()), *related["denied"].get(name, ())]:
-            phrases.append(_Phrase(text.lower(), name, False))
-        for text in [*record["phrases"], *related["stated"].get(name, ())]:
-            phrases.append(_Phrase(text.lower(), name, True))
-    phrases.sort(key=lambda phrase: -len(phrase.text))
-    lexicon: dict[str, list[_Phrase]] = {}
-    for phrase in phrases:
-        first_word = _WORD.findall(phrase.text)[0]
-        lexicon.setdefault(first_word, []).append(phrase)
+        denials = [*record.get("denied", ()), *related["denied"].get(name, ())]
+        statements = [*record["phrases"], *related["stated"].get(name, ())]
+        phrases += [(text.lower(), name, False) for text in denials]
+        phrases += [(text.lower(), name, True) for text in statements]
+    lexicon = defaultdict(list)
+    for text, name, present in sorted(phrases, key=lambda phrase: -len(phrase[0])):
+        lexicon[_WORD.match(text)[0]].append((text, name, present))
     return lexicon

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import models
 from helpers.machinery import memory, places
-from helpers.machinery.memory import per_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +38,7 @@ def defaults(dtype: torch.dtype, **arguments: Any) -> dict[str, Any]:
         "dataloader_pin_memory": has_card,
         "ddp_find_unused_parameters": False,
         "use_cpu": not has_card,  # where the model is, on a Mac too
-    } | per_device(arguments)
+    } | memory.per_device(arguments)
 
 
 def run(trainer: Any, work: Path, stage: str) -> None:

@@ -68,7 +68,7 @@ class Profile:
     def batch_size(self, samples: int = 1) -> int:
         """Cases that are answered at once, with so many completions each."""
         tokens = self.max_prompt_tokens + self.max_new_tokens
-        return max(1, max(1, self.inference["batch_tokens"] // tokens) // samples)
+        return max(1, self.inference["batch_tokens"] // tokens // samples)
 
     def expected(self, notebook: str) -> str:
         """`about 4 min`, `under a minute` or `time not measured`."""

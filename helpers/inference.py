@@ -130,9 +130,8 @@ def _generate(
     encoding = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     inputs = {name: encoding[name].to(model.device) for name in ("input_ids", "attention_mask")}
     width = inputs["input_ids"].shape[1]
-    if hasattr(model, "config"):
-        _check_limits(model, inputs["input_ids"], options["max_new_tokens"])
-    processors = [partial(_check_finite, getattr(model, "dtype", None))]
+    _check_limits(model, inputs["input_ids"], options["max_new_tokens"])
+    processors = [partial(_check_finite, model.dtype)]
     if trie:
         processors.append(trie)
     with torch.no_grad():
@@ -209,7 +208,7 @@ def _plain_generation(model: Any, tokenizer: Any) -> Iterator[None]:
 
     was_training = model.training
     side = tokenizer.padding_side
-    habits = getattr(model, "generation_config", None) or GenerationConfig()
+    habits = model.generation_config
     model.eval()
     tokenizer.padding_side = "left"
     ends = prompts.ends(tokenizer, habits.eos_token_id)

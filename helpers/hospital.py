@@ -231,7 +231,7 @@ def _summary(row: Row, rng: random.Random, full: bool) -> str:
 def _enumerated(row: Row, rng: random.Random) -> dict[str, str]:
     """The sections of a note that lists its findings, and the results."""
     book = casebook()
-    phrases: dict[str, list[str]] = defaultdict(list)  # by section
+    phrases = defaultdict(list)  # by section
     for name in rng.sample(row["present"], len(row["present"])):
         finding = book.findings[name]
         phrases[finding["section"]].append(rng.choice(finding["phrases"]))
@@ -295,7 +295,7 @@ def _typos(text: str, rng: random.Random) -> str:
 def _stays(rows: list[Row], texts: list[str], rng: np.random.Generator) -> pd.DataFrame:
     """The admissions as a table: with fate, dates, codes, and the summary as it was filed."""
     fates = rng.choice(list(FATES), len(rows), p=list(FATES.values()))
-    previous: Row = {"subject_id": None}
+    previous = {"subject_id": None}
     for number, (row, text, fate) in enumerate(zip(rows, texts, fates, strict=True)):
         if row["subject_id"] == previous["subject_id"] and fate.startswith("copied"):
             row |= {key: previous[key] for key in [*NOTED, *READ] if key in previous}

@@ -75,7 +75,7 @@ def predict(
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     trie = None if valid_codes is None else CodeTrie(tokenizer, valid_codes)
     questions = _questions(tokenizer, cases, to_messages, profile.max_note_tokens)
-    completions: list[str] = []
+    completions = []
     start = 0
     with _plain_generation(model, tokenizer), places.progress(len(questions), label) as bar:
         while start < len(questions):

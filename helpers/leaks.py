@@ -45,7 +45,7 @@ def leak_audit(
     Returns {"notes", "later_text": {"checked", "count", "share", "examples"}, "gold_title": the
     same}; an example is {"hadm_id", "found"}. Examples quote notes: never commit real ones.
     """
-    hits: dict[str, list[dict[str, Any]]] = {"later_text": [], "gold_title": []}
+    hits = {"later_text": [], "gold_title": []}
     number = 0
     for number, case in enumerate(cases, 1):
         if "note" not in case:
@@ -99,10 +99,10 @@ def _parts(summary: str) -> tuple[list[str], list[str]]:
     admission, to the next heading that begins like one of admission. Below a heading of an exam
     there are vital signs at most before it goes on ("Physical Exam:", "VS: ...", "EXAM:").
     """
-    known: list[str] = []
-    after: list[str] = []
+    known = []
+    after = []
     is_later = False
-    exam: list[str] | None = None  # the lines below the last heading of an exam
+    exam = None  # the lines below the last heading of an exam
     for line in summary.splitlines():
         heading = _heading(line)
         is_exam = bool(EXAM.match(heading)) and "admission" not in heading
@@ -129,7 +129,7 @@ def _later_passage(note: list[str], summary: str) -> str:
     known, after = _parts(summary)
     later = set(_shingles(_words("\n".join(after))))
     only_later = later.difference(_shingles(_words("\n".join(known))))
-    longest: list[str] = []
+    longest = []
     begin = 0
     for i, shingle in enumerate(_shingles(note)):
         if shingle not in only_later:

@@ -70,7 +70,7 @@ def report(
     agreed = sum(int((x.gold == x.predicted[0]).sum()) for x in levels.values())
     pairs = zip(full.gold, full.predicted[0], strict=True)
     edges = [icd.tree_distance(full.labels[g], full.labels[p]) for g, p in pairs if p >= 0]
-    scores: Report = {
+    scores = {
         "n": n,
         "usable": usable / n,
         "hp": agreed / (3 * max(usable, 1)),

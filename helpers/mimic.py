@@ -424,8 +424,8 @@ def split_patients(
             f"{tuple(shares)}."
         )
     count = Counter(categories.tolist())
-    rarest: dict[int, tuple[int, str]] = {}
-    cases: Counter[int] = Counter()
+    rarest = {}  # patient -> (cases of the category, the category)
+    cases = Counter()
     for subject, category in zip(subjects.tolist(), categories.tolist(), strict=True):
         rarest[subject] = min(rarest.get(subject, (sys.maxsize, "")), (count[category], category))
         cases[subject] += 1

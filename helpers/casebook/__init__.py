@@ -360,7 +360,7 @@ def read_findings(text: str) -> list[Mention]:
     """Phrases of the casebook in a text, in order. A phrase with a typo is not found."""
     lexicon = _lexicon()
     text = text.lower()
-    mentions: list[Mention] = []
+    mentions = []
     free = 0  # where the last phrase ended
     for word in _WORD.finditer(text):
         start = word.start()
@@ -389,9 +389,9 @@ def read(
     missing = tuple(head.lower() for head in _HEADS if head not in lines)
     complaint = lines.get("CC", "").strip().lower() or None
     story = note.replace(f"CC: {lines['CC']}", "", 1) if complaint else note
-    spans: dict[str, str] = {}
+    spans = {}
     denials = set()
-    framed: dict[language.Clause, list[str]] = defaultdict(list)
+    framed = defaultdict(list)  # findings by clause
     deniable = book.deny + reading * book.deny_more > 0
     for (finding, present, start, end), clause in in_clauses(story, reading):
         is_framed = clause.state in language.FRAMES
@@ -445,8 +445,8 @@ def _records() -> tuple[Records, Records, str]:
     """Findings by id, diagnoses by code, and the sha256 of all files."""
     import yaml
 
-    findings: Records = {}
-    entries: Records = {}
+    findings = {}
+    entries = {}
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
         content = path.read_bytes()

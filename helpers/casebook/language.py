@@ -51,10 +51,7 @@ def sha256() -> str:
 def relations() -> dict[str, dict[str, list[str]]]:
     """`stated` and `denied` -> finding -> phrases."""
     path = FOLDER / "relations.yaml"
-    phrases: dict[str, dict[str, list[str]]] = {
-        "stated": defaultdict(list),
-        "denied": defaultdict(list),
-    }
+    phrases = {"stated": defaultdict(list), "denied": defaultdict(list)}
     for relation in yaml.safe_load(path.read_bytes()):
         for polarity, table in phrases.items():
             for finding, pairs in relation.get(polarity, {}).items():
@@ -71,11 +68,11 @@ def sentences(
 
     `row` holds present, denied, blocks, missing and reading, as drawn; `findings` the raw records.
     """
-    own: dict[str, list[str]] = defaultdict(list)  # what the patient has, by section
+    own = defaultdict(list)  # what the patient has, by section
     for name in rng.sample(row["present"], len(row["present"])):
         own[findings[name]["section"]].append(_stated(name, findings, row["reading"], rng))
     opening = [own["hpi"].pop() for _ in range(min(2, len(own["hpi"])))]
-    others: dict[str, list[str]] = defaultdict(list)  # sentences of all else
+    others = defaultdict(list)  # sentences of all else
     absent = []
     for name in row["denied"]:
         related = relations()["denied"].get(name)
@@ -96,7 +93,7 @@ def sentences(
         place = rng.choice(frame["places"])
         place = "hpi" if place in row["missing"] else place
         others[place].append(_turned(sentence, own["hpi"], rng) if place == "hpi" else sentence)
-    told: dict[str, list[str]] = {}
+    told = {}
     for section, leads in RULES["leads"].items():
         groups = _groups(own[section], LONGEST.get(section, 5), rng)
         templates = rng.sample(leads, len(leads)) * len(groups)

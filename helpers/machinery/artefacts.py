@@ -138,7 +138,7 @@ def data_key() -> str:
     for name in mimic.TABLES:
         file = mimic.find_table(places.data_dir(), name)
         status = file.stat()
-        content: str | int = int(status.st_mtime)
+        content = int(status.st_mtime)
         if status.st_size <= 64e6:
             content = _sha256(file, status.st_mtime_ns)
         marks.append((file.name, status.st_size, content))

@@ -180,7 +180,7 @@ def why_stale(path: Path, inputs: dict[str, Any]) -> str:
 
 def _changes(before: Any, now: Any) -> list[str]:
     """Names of the entries that differ, of nested dicts the innermost."""
-    names: dict[str, None] = {}
+    names = {}  # in their order, each once
     for name in before | now:
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -38,7 +38,7 @@ def predict(
     max_new_tokens: int | None = None,
     valid_codes: Iterable[str] | None = None,
     dictionary: Iterable[str] | None = None,
-    to_messages: Callable[[str], list[dict[str, str]]] = prompts.messages,
+    to_messages: Callable[[str], prompts.Turns] = prompts.messages,
     label: str = "answers",
     keep: Path | None = None,
 ) -> pd.DataFrame:

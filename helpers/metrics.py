@@ -34,6 +34,7 @@ from helpers import icd
 
 Array = np.ndarray
 Report = dict[str, Any]
+Codes = Iterable[Any]  # whatever icd.normalise takes
 LEVELS: dict[str, Callable[[Any], Any]] = {
     "chapter": icd.chapter,
     "category": icd.category,
@@ -44,11 +45,11 @@ CHUNK = 128  # resamples at a time: the largest array holds this many numbers fo
 
 
 def report(
-    gold: Sequence[Any],
-    predicted: Sequence[Any],
+    gold: Codes,
+    predicted: Codes,
     *,
     patients: Sequence[Any] | None = None,
-    train_codes: Iterable[Any] | None = None,
+    train_codes: Codes | None = None,
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Report:
@@ -125,9 +126,9 @@ def macro_f1(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
 
 
 def compare(
-    gold: Sequence[Any],
-    a: Sequence[Any],
-    b: Sequence[Any],
+    gold: Codes,
+    a: Codes,
+    b: Codes,
     *,
     patients: Sequence[Any] | None = None,
     n_boot: int = 1000,
@@ -158,7 +159,7 @@ def compare(
 
 
 def differences(
-    gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], **resampling: Any
+    gold: Codes, a: Codes, b: Codes, **resampling: Any
 ) -> dict[str, tuple[float, Array]]:
     """Per level: macro-F1 of b minus a, and its deviations [n_boot] in the resamples, as in
     `compare`, with the same options.
@@ -171,7 +172,7 @@ def differences(
 
 
 def _paired(
-    gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], *resampling: Any, **options: Any
+    gold: Codes, a: Codes, b: Codes, *resampling: Any, **options: Any
 ) -> Iterator[tuple[str, _Level, Array, Array]]:
     """For each level macro-F1 and accuracy, b minus a: (2,), and their deviations: (2, n_boot)."""
     levels = _levels(gold, a=a, b=b)
@@ -221,9 +222,9 @@ def half_samples(patients: int, resamples: int, rng: np.random.Generator) -> Arr
 
 
 def head_middle_tail(
-    gold: Sequence[Any],
-    predicted: Sequence[Any],
-    train_codes: Iterable[Any],
+    gold: Codes,
+    predicted: Codes,
+    train_codes: Codes,
     **resampling: Any,
 ) -> Report:
     """Macro-F1 and accuracy of full codes by how often they were seen in training: head, middle,
@@ -458,7 +459,7 @@ def _plain(**numbers: Any) -> Report:
 # ------------------------------------------------------------------------------- what comes in
 
 
-def _levels(gold: Iterable[Any], **predictions: Iterable[Any]) -> dict[str, _Level]:
+def _levels(gold: Codes, **predictions: Codes) -> dict[str, _Level]:
     codes = {"gold": _codes(gold, "gold", nil=False)}
     for name, predicted in predictions.items():
         codes[name] = _codes(predicted, name)
@@ -489,7 +490,7 @@ def _halves(
     return _Halves(pd.factorize(ids)[0], n_boot, seed)
 
 
-def _codes(values: Iterable[Any], name: str, nil: bool = True) -> list[str | None]:
+def _codes(values: Codes, name: str, nil: bool = True) -> list[str | None]:
     if isinstance(values, str):
         raise ValueError(
             f"{name} is one string ({values!r:.20}): pass a list with one code for each case."

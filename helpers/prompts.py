@@ -50,6 +50,7 @@ LONGEST_ANSWER = 300  # characters; a code with the longest official title fits
 MOST_SPELLINGS = (
     8  # different texts of a repeated answer that are read: a flood of answers stays cheap
 )
+Turns = list[dict[str, str]]  # of a chat: role and content of each
 
 _WORD = re.compile(r"[\w.]+")
 _MARKUP = re.compile("<(?=[A-Za-z/|\uff5c])")  # \uff5c: the bar of some models' control tokens
@@ -77,7 +78,7 @@ def neutralise(note: str) -> str:
     return _MARKUP.sub("< ", note)
 
 
-def messages(note: str) -> list[dict[str, str]]:
+def messages(note: str) -> Turns:
     """The chat for one admission note: SYSTEM, then the neutralised note alone as the user's turn.
 
     Raises ValueError for an empty note.
@@ -106,7 +107,7 @@ def truncate_note(note: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int
     return ""
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+def chat(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> str:
     """The text of a chat up to where the answer begins: the chat template, then what `opening`
     gives.
 
@@ -121,7 +122,7 @@ def chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str
     return _THINK_AT_END.sub("", text) + _THINK_AT_END.sub(THINK, beginning)
 
 
-def opening(turns: list[dict[str, str]]) -> str:
+def opening(turns: Turns) -> str:
     """The part of the answer that a last turn of the assistant gives away, behind its `<think>`."""
     if turns[-1]["role"] != "assistant":
         return ""

@@ -117,7 +117,7 @@ def write(
     return table.assign(kept=table["why"].isna())
 
 
-def _messages(instruction: str, note: str) -> list[dict[str, str]]:
+def _messages(instruction: str, note: str) -> prompts.Turns:
     system, user = prompts.messages(note)
     return [system | {"content": instruction}, user]
 

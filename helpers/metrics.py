@@ -125,31 +125,24 @@ def macro_f1(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
     return sum(scores) / len(scores)
 
 
-def compare(
-    gold: Codes,
-    a: Codes,
-    b: Codes,
-    *,
-    patients: Sequence[Any] | None = None,
-    n_boot: int = 1000,
-    seed: int = 0,
-) -> Report:
+def compare(gold: Codes, a: Codes, b: Codes, **resampling: Any) -> Report:
     """Model b minus model a on the same cases, per level: f1_gold, ci, p, accuracy, accuracy_ci,
     mcnemar_p.
 
     Paired: both are scored on the same resamples of patients. `p` is two-sided for `f1_gold`: with
     k of B resamples whose difference strays from their mean at least as far as the observed one
     lies from zero, p = (1 + k) / (1 + B). `mcnemar_p` is McNemar's exact test of the accuracies,
-    which takes cases for independent. Raises as `report` does.
+    which takes cases for independent. resampling: patients, n_boot and seed, as in `report`; raises
+    as that does.
     """
     contrasts = {}
-    for level, x, (f1, accuracy), strays in _paired(gold, a, b, patients, n_boot, seed):
+    for level, x, (f1, accuracy), strays in _paired(gold, a, b, **resampling):
         ci = _interval(f1, strays[0], low=-1.0)
         farther = (np.abs(strays[0]) >= abs(f1) - 1e-6).sum()
         contrasts[level] = _plain(
             f1_gold=f1,
             ci=ci,
-            p=None if np.isnan(ci[0]) else (1 + farther) / (1 + n_boot),
+            p=None if np.isnan(ci[0]) else (1 + farther) / (1 + len(strays[0])),
             accuracy=accuracy,
             accuracy_ci=_interval(accuracy, strays[1], low=-1.0),
             mcnemar_p=mcnemar(*(x.gold == predicted for predicted in x.predicted)),
@@ -172,11 +165,11 @@ def differences(
 
 
 def _paired(
-    gold: Codes, a: Codes, b: Codes, *resampling: Any, **options: Any
+    gold: Codes, a: Codes, b: Codes, **resampling: Any
 ) -> Iterator[tuple[str, _Level, Array, Array]]:
     """For each level macro-F1 and accuracy, b minus a: (2,), and their deviations: (2, n_boot)."""
     levels = _levels(gold, a=a, b=b)
-    halves = _halves(len(levels["full"].gold), *resampling, **options)
+    halves = _halves(len(levels["full"].gold), **resampling)
     for level, x in levels.items():
         points, strays = _macro_f1(x, (x.counts()[0] > 0)[None], halves)
         yield level, x, points[1] - points[0], strays[1] - strays[0]
@@ -195,10 +188,7 @@ def mcnemar(right_a: Sequence[bool], right_b: Sequence[bool]) -> float:
 
 
 def mean_interval(
-    values: Sequence[float],
-    patients: Sequence[Any] | None = None,
-    n_boot: int = 1000,
-    seed: int = 0,
+    values: Sequence[float], patients: Sequence[Any] | None = None, **boot: int
 ) -> Array:
     """The 95 % interval [low, high] of a mean over cases (right or wrong, rewards ...); NaN from
     one patient.
@@ -206,7 +196,7 @@ def mean_interval(
     Raises ValueError for unequal lengths and for no values.
     """
     numbers = np.asarray(values, float)
-    halves = _halves(len(numbers), patients, n_boot, seed)
+    halves = _halves(len(numbers), patients, **boot)
     sums = np.bincount(halves.units, numbers)
     cases = np.bincount(halves.units)
     deviations = halves.deviations(lambda weights: sums @ weights / (cases @ weights))

@@ -233,9 +233,8 @@ class CodeTrie:
         texts = [f"{icd.dotted(code)}{prompts.CLOSE}" for code in codes]
         letters = set("".join(texts))
         before = tokenizer(">", add_special_tokens=False)["input_ids"][-1:]
-        skipped = len(
-            tokenizer.decode(before)
-        )  # at the start of a text, some decoders drop a blank
+        # At the start of a text, some decoders drop a blank.
+        skipped = len(tokenizer.decode(before))
         self.tokenizer = tokenizer
         self.prefixes = {text[:n] for text in texts for n in range(len(text) + 1)}
         self.pieces = {}  # token -> text, of those that a code may hold

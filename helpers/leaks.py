@@ -29,9 +29,7 @@ EARLIER = re.compile(
 EXAM = re.compile(r"(physical )?(exam|examination|pe)\b")  # not the neurologic exam within one
 
 
-def leak_audit(
-    cases: Iterable[Mapping[str, Any]],
-) -> dict[str, Any]:
+def leak_audit(cases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """How often later text, or the title of the gold code, stands in the notes.
 
     cases: records with `note`, and `text` (the whole discharge summary) or `code` or both. To audit

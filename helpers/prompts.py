@@ -47,9 +47,8 @@ OPEN = "<diagnosis>"
 CLOSE = "</diagnosis>"
 THINK = "<think>\n"  # the generation prompt ends with it
 LONGEST_ANSWER = 300  # characters; a code with the longest official title fits
-MOST_SPELLINGS = (
-    8  # different texts of a repeated answer that are read: a flood of answers stays cheap
-)
+# Different texts of a repeated answer that are read: a flood of answers stays cheap.
+MOST_SPELLINGS = 8
 Turns = list[dict[str, str]]  # of a chat: role and content of each
 
 _WORD = re.compile(r"[\w.]+")

@@ -19,9 +19,8 @@ from helpers import profiles
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-REPOSITORY = (
-    "https://github.com/deepicd-course/deepicd-course"  # a test keeps it equal to pyproject.toml
-)
+# A test keeps it equal to pyproject.toml.
+REPOSITORY = "https://github.com/deepicd-course/deepicd-course"
 NOTICE = (
     "Research and teaching only: never for diagnosis, decision support, triage "
     "or unsupervised coding."

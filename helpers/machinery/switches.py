@@ -96,9 +96,8 @@ def _switch(profile: profiles.Profile) -> None:
         switches |= dict.fromkeys(OFFLINE, "1")
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the figures of the course are a CPU's
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 4
-        switches["OMP_NUM_THREADS"] = str(
-            min(4, cores)
-        )  # small matrices gain nothing from many cores
+        # Small matrices gain nothing from many cores.
+        switches["OMP_NUM_THREADS"] = str(min(4, cores))
     for name, value in switches.items():
         os.environ.setdefault(name, value)
     libraries = "transformers|trl|peft|torch|bitsandbytes|accelerate"

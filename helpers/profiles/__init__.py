@@ -26,11 +26,8 @@ TINY_BASE = Path(__file__).parent.parent / "tiny_base"
 DRIVER = "/proc/driver/nvidia/version"
 LEAST_GB = {"gpu24": 21, "t4": 10}  # memory of a card, in GiB, from which a profile is chosen
 READING = ("base", "max_note_tokens", "max_prompt_tokens", "max_new_tokens")
-LEAST = {
-    "max_steps": -1,
-    "warmup_steps": 0,
-    "beta": 0,
-}  # of what may be less than 1; max_steps -1: go by epochs
+# Of what may be less than 1; max_steps -1: go by epochs.
+LEAST = {"max_steps": -1, "warmup_steps": 0, "beta": 0}
 TEACHERS = ("template", "unsupervised", "oracle", "server", "server-oracle")
 SMOKE = "-smoke"
 STAGES = {  # the fields that the result of a stage depends on
@@ -60,10 +57,9 @@ class Profile:
     sft: dict[str, Any]
     grpo: dict[str, Any]
     inference: dict[str, Any]  # batch_tokens, cases (None: all test cases), constrained_cases
-    minutes: dict[str, float] = field(default_factory=dict)  # notebook -> minutes, where measured
-    peak_gb: dict[str, float] = field(
-        default_factory=dict
-    )  # notebook -> peak memory, where measured
+    # By notebook, where measured.
+    minutes: dict[str, float] = field(default_factory=dict)
+    peak_gb: dict[str, float] = field(default_factory=dict)
 
     def batch_size(self, samples: int = 1) -> int:
         """Cases that are answered at once, with so many completions each."""

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import prompts
 from helpers.machinery import cpu, memory
+from helpers.profiles import TINY_BASE
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-TINY_BASE = Path(__file__).parent / "tiny_base"
 CARD = Path(__file__).with_name("models_card.md.j2")
 OPEN_REASONING = "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}"
 # Put before a chat template that drops or refuses system turns: their text begins the next turn of
@@ -400,9 +400,8 @@ def merge(
     if habits.temperature or habits.top_p or habits.top_k:
         habits.do_sample = True  # else transformers does not save it
     if four_bit:
-        base = (
-            base.dequantize()
-        )  # before the adapter goes on: its layers suit the weights they find
+        # Before the adapter goes on: its layers suit the weights they find.
+        base = base.dequantize()
     adapted = _add_adapter(base, adapter)
     ends = [adapted.get_input_embeddings(), adapted.get_output_embeddings()]
     config = base.config.get_text_config()

@@ -65,6 +65,7 @@ LAYOUT = (
 # What a note was written from: it goes with a note that is copied
 NOTED = ["code", "sex", "complaint", "drawn", "present", "denied", "missing", "author"]
 READ = ["blocks", "reading"]  # and with reading above 0
+STAY = ["subject_id", "hadm_id", "admittime", "dischtime"]
 NOTE_COLUMNS = [
     "note_id",
     "subject_id",
@@ -110,7 +111,7 @@ def write(
     diagnoses = _diagnoses(stays)
     tables = {
         "hosp/patients": _patients(stays),
-        "hosp/admissions": _admissions(stays),
+        "hosp/admissions": stays[STAY].assign(**ADMISSION),
         "hosp/diagnoses_icd": diagnoses,
         "hosp/d_icd_diagnoses": _dictionary(diagnoses),
         "note/discharge": _discharge(stays),
@@ -330,10 +331,6 @@ def _patients(stays: pd.DataFrame) -> pd.DataFrame:
         anchor_year_group="2017 - 2019",
         dod="",
     )
-
-
-def _admissions(stays: pd.DataFrame) -> pd.DataFrame:
-    return stays[["subject_id", "hadm_id", "admittime", "dischtime"]].assign(**ADMISSION)
 
 
 def _diagnoses(stays: pd.DataFrame) -> pd.DataFrame:

@@ -180,10 +180,10 @@ def _answers_of(stage: str, experiment: str, cases: pd.DataFrame) -> pd.DataFram
     import pandas as pd
 
     baseline = need(f"answers/{stage}")
+    table = pd.read_parquet(baseline / "answers.parquet")
     if experiment == BASELINE:
-        return pd.read_parquet(baseline / "answers.parquet")
-    ids = pd.read_parquet(baseline / "answers.parquet")["hadm_id"]
-    test = cases.set_index("hadm_id", drop=False).loc[ids].reset_index(drop=True)
+        return table
+    test = cases.set_index("hadm_id", drop=False).loc[table["hadm_id"]].reset_index(drop=True)
     settings = store.inputs_of(baseline)["settings"]
     return answers(
         stage,

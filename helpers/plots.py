@@ -102,14 +102,14 @@ def shortened(text: str, width: int) -> str:
     return textwrap.shorten(text, width, placeholder=" …")
 
 
-def end_labels(ax: Axes, ends: Iterable[tuple[float, str, str]], gap: float = 0.1) -> None:
+def end_labels(ax: Axes, ends: Iterable[tuple[float, str, str]]) -> None:
     """Labels (y, text, colour) to the right of their curves, apart from one another."""
     ax.autoscale_view()  # else the limits are not yet those of the drawing
     to_axes = ax.transScale + ax.transLimits
     heights = []
     floor = -np.inf
     for y, text, _ in sorted(ends):
-        half = gap / 2 * (1 + text.count("\n"))
+        half = 0.05 * (1 + text.count("\n"))  # of its height, in that of the axes
         heights.append(max(to_axes.transform((1, y))[1], floor + half))
         floor = heights[-1] + half
     excess = max(0, floor - 1.1)

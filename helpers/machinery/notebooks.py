@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 
 from helpers import __version__, profiles
-from helpers.machinery import artefacts, places, store, switches
+from helpers.machinery import artefacts, memory, places, store, switches
 
 # Environment variables of a distributed launch, which a notebook that is started from within it
 # must not see.
@@ -299,7 +299,7 @@ def script(notebook: str) -> None:
     from accelerate import PartialState
     from IPython.core.interactiveshell import InteractiveShell
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if memory.processes() > 1:
         on_cpu = not torch.cuda.is_available()
         if on_cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -326,10 +326,9 @@ def run(only: str | None = None) -> None:
     switches.take_shipped()
     places.check_room(places.run_dir())
     if not only:
-        profile = profiles.current().name
+        folder = places.show(places.run_dir())
         print(
-            f"profile {profile}, run folder {places.show(places.run_dir())}\n{places.NOTICE}",
-            flush=True,
+            f"profile {profiles.current().name}, run folder {folder}\n{places.NOTICE}", flush=True
         )
     display = Display(todo)
     for name in todo:

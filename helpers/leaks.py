@@ -43,7 +43,8 @@ def leak_audit(cases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Returns {"notes", "later_text": {"checked", "count", "share", "examples"}, "gold_title": the
     same}; an example is {"hadm_id", "found"}. Examples quote notes: never commit real ones.
     """
-    hits = {"later_text": [], "gold_title": []}
+    checks = {"later_text": ("text", _later_passage), "gold_title": ("code", _title_in)}
+    hits = {kind: [] for kind in checks}
     number = 0
     for number, case in enumerate(cases, 1):
         if "note" not in case:
@@ -52,12 +53,10 @@ def leak_audit(cases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                 f"leak_audit: record {number} has no 'note', only {columns}. Join the notes first."
             )
         note = _words(case["note"] if isinstance(case["note"], str) else "")
-        if isinstance(case.get("text"), str):
-            passage = _later_passage(note, case["text"])
-            hits["later_text"].append({"hadm_id": case.get("hadm_id"), "found": passage})
-        if isinstance(case.get("code"), str):
-            passage = _title_in(note, case["code"])
-            hits["gold_title"].append({"hadm_id": case.get("hadm_id"), "found": passage})
+        for kind, (column, look) in checks.items():
+            if isinstance(case.get(column), str):
+                passage = look(note, case[column])
+                hits[kind].append({"hadm_id": case.get("hadm_id"), "found": passage})
     return {"notes": number} | {kind: _summary(rows) for kind, rows in hits.items()}
 
 

@@ -35,11 +35,7 @@ from helpers import icd
 Array = np.ndarray
 Report = dict[str, Any]
 Codes = Iterable[Any]  # whatever icd.normalise takes
-LEVELS: dict[str, Callable[[Any], Any]] = {
-    "chapter": icd.chapter,
-    "category": icd.category,
-    "full": icd.normalise,
-}
+LEVELS = {"chapter": icd.chapter, "category": icd.category, "full": icd.normalise}
 KINDS = ["full", "category", "chapter", "wrong", "unusable"]  # the deepest level that is right
 CHUNK = 128  # resamples at a time: the largest array holds this many numbers for each class
 

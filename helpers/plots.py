@@ -39,7 +39,7 @@ class Name(NamedTuple):
 
 
 _NAMES = tomllib.loads(Path(__file__).with_name("plots_names.toml").read_text(encoding="utf-8"))
-LEVELS: dict[str, str] = _NAMES["levels"]
+LEVELS = _NAMES["levels"]
 MODELS = {key: Name(**entry) for key, entry in _NAMES["models"].items()}  # in the order of tables
 KINDS = {key: Name(**entry) for key, entry in _NAMES["kinds"].items()}  # of `metrics.outcomes`
 INK = "#222222"
@@ -215,7 +215,7 @@ def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = No
     from transformers import TrainerCallback
 
     class LivePlot(TrainerCallback):
-        rows: list[dict[str, Any]] = []
+        rows = []
         handle = None
 
         def on_train_begin(self, args, state, control, **kwargs):

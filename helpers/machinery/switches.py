@@ -35,7 +35,7 @@ SHIPPED = (
     "There was no run yet, so the finished one that ships with the course was copied there. "
     "FRESH=1 makes everything anew, FRESH=grpo one stage."
 )
-CHOSEN: list[str] = []  # the profile that this process was set up for
+CHOSEN = []  # the profile that this process was set up for
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 

@@ -104,8 +104,14 @@ def write(
         completions = _from_server(server, model, dialogues, limit, keep)
     else:
         loaded = models.load(model or profile, four_bit=True)
-        options = {"temperature": TEMPERATURE, "seed": 0, "max_new_tokens": limit, "keep": keep}
-        options |= {"to_messages": to_messages, "label": "teacher"}
+        options = {
+            "temperature": TEMPERATURE,
+            "seed": 0,
+            "max_new_tokens": limit,
+            "to_messages": to_messages,
+            "label": "teacher",
+            "keep": keep,
+        }
         completions = inference.predict(*loaded, asked, profile, **options)["completion"]
     answers = [prompts.parse(completion) for completion in completions]
     codes = seen["code"] if is_oracle else [answer.code for answer in answers]

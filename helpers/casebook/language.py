@@ -28,6 +28,7 @@ TURNED = 0.3  # P(the sentence turns to a finding of the patient's own)
 LONGEST = {"hpi": 3, "ed": 4, "exam": 3}  # findings in a sentence; elsewhere 5
 
 _SENTENCE = re.compile(r"(?<=[.\]])\s+|\n+")
+_TURN = re.compile("|".join(map(re.escape, RULES["turns"])))
 _HEAD = r"(?:\w+: )?"  # of a section, before its first sentence
 
 
@@ -117,7 +118,7 @@ def clauses(text: str, spans: list[tuple[int, int]]) -> list[Clause]:
     begin = 0
     for end, after in ends:
         start = begin
-        for turn in [*_turns().finditer(masked, begin, end), None]:
+        for turn in [*_TURN.finditer(masked, begin, end), None]:
             stop = turn.start() if turn else end
             result.append(Clause(start, stop, _state(masked[start:stop])))
             start = turn.end() if turn else end
@@ -159,11 +160,6 @@ def _turned(sentence: str, own: list[str], rng: random.Random) -> str:
 def _sentence(text: str) -> str:
     text = text[0].upper() + text[1:]
     return text if text.endswith((".", "]")) else text + "."
-
-
-@cache
-def _turns() -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, RULES["turns"])))
 
 
 @cache

@@ -39,8 +39,8 @@ class Artefact:
     work: Path
     why: str = ""
     label: str = ""
-    inputs: dict[str, Any] = field(default_factory=dict, repr=False)
-    lock: Any = field(default=None, repr=False)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    lock: Any = None
 
     def finish(self) -> Path:
         """Move what was written to `part` into its place and return the place; checkpoints go.

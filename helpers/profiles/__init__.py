@@ -191,7 +191,7 @@ def choose(gpu_memory: float | None) -> str:
     """Name of the profile for a card with so many GiB; None: no card. `paper` takes weeks and is
     never chosen for you."""
     for name, least in LEAST_GB.items():
-        if gpu_memory is not None and gpu_memory >= least:
+        if (gpu_memory or 0) >= least:
             return name
     return "tiny"
 
@@ -222,7 +222,7 @@ def gpu_gb() -> float | None:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     places = (DRIVER, "/dev/nvidiactl", "/dev/dxg")
-    may_have_driver = os.name == "nt" or any(os.path.exists(path) for path in places)
+    may_have_driver = os.name == "nt" or any(map(os.path.exists, places))
     if not may_have_driver or visible in ("", "-1"):
         return None
     return _ask_torch(visible)

@@ -111,8 +111,8 @@ def deepicd_reward(completions: list, code: list[str], **columns: object) -> lis
     - A completion with its own `<think>` gets a second one, and no credit for its reasoning.
     """
     return [
-        released_score(text_of(completion), icd.normalise(gold) or gold)
-        for completion, gold in zip(completions, one_each("code", code, completions), strict=True)
+        released_score(text, icd.normalise(gold) or gold)
+        for text, gold in with_each(completions, "code", code)
     ]
 
 
@@ -140,8 +140,8 @@ def grounding_reward(
 ) -> list[float]:
     """How far the note states what the reasoning cites: a verifiable stand-in for a judge."""
     return [
-        grounding.score(prompts.parse(text_of(completion)).think, text)
-        for completion, text in zip(completions, one_each("note", note, completions), strict=True)
+        grounding.score(prompts.parse(text).think, admission_note)
+        for text, admission_note in with_each(completions, "note", note)
     ]
 
 
@@ -203,14 +203,14 @@ def predicted_and_gold(completions: list, code: list[str]) -> list[tuple[str | N
     Raises ValueError for a gold code that lacks the shape of one.
     """
     pairs = []
-    for completion, text in zip(completions, one_each("code", code, completions), strict=True):
-        gold = icd.normalise(text)
+    for text, raw in with_each(completions, "code", code):
+        gold = icd.normalise(raw)
         if gold is None:
             raise ValueError(
-                f"gold code {text!r} does not have the shape of an ICD-10-CM code. "
+                f"gold code {raw!r} does not have the shape of an ICD-10-CM code. "
                 "Drop such cases: icd.normalise gives None for them."
             )
-        pairs.append((prompts.parse(text_of(completion)).code, gold))
+        pairs.append((prompts.parse(text).code, gold))
     return pairs
 
 
@@ -226,15 +226,16 @@ def text_of(completion: Any) -> str:
         ) from None
 
 
-def one_each(column: str, values: Any, completions: list) -> list[str]:
-    """`values`, if it is a list with one text for each completion. Raises ValueError otherwise."""
+def with_each(completions: list, column: str, values: Any) -> list[tuple[str, str]]:
+    """(its text, its value) for each completion. Raises ValueError unless `values` is a list with
+    one text for each."""
     if values is None or isinstance(values, str) or len(values) != len(completions):
         raise ValueError(
             f"`{column}` must be a list with one text for each of the {len(completions)} "
             f"completions. In training keep the column '{column}' in the data set; else put [...] "
             "around it."
         )
-    return values
+    return [(text_of(one), value) for one, value in zip(completions, values, strict=True)]
 
 
 @lru_cache(maxsize=1)

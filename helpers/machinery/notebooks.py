@@ -79,17 +79,14 @@ def _inputs(notebook: str) -> dict[str, str]:
     }
 
 
-def _record(notebook: str) -> Path:
-    return places.run_dir() / "notebooks" / f".{notebook}.json"
-
-
 def up_to_date(notebook: str) -> bool:
     """Whether the executed notebook is there, made from the same cells and inputs, and its
     artefacts are whole."""
     if artefacts.is_fresh(*makes(notebook)):
         return False
     executed = places.run_dir() / "notebooks" / f"{notebook}.ipynb"
-    if not executed.is_file() or places.read(_record(notebook)).get("inputs") != _inputs(notebook):
+    record = places.read(executed.with_name(f".{notebook}.json"))
+    if not executed.is_file() or record.get("inputs") != _inputs(notebook):
         return False
     return not any(map(artefacts.why_stale, makes(notebook)))
 
@@ -226,7 +223,8 @@ def execute(notebook: str, display: Display) -> None:
     if execution.problem is None:
         places.write(executed, nbformat.writes(execution.content))
         failed.unlink(missing_ok=True)
-        places.write(_record(notebook), {"inputs": inputs, "seconds": round(seconds, 1)})
+        record = {"inputs": inputs, "seconds": round(seconds, 1)}
+        places.write(executed.with_name(f".{notebook}.json"), record)
         print(f"{notebook}: done in {seconds:.0f} s", flush=True)
         return
     print(execution.explanation())

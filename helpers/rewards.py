@@ -74,7 +74,7 @@ def exact_reward(completions: list, code: list[str], **columns: object) -> list[
 
 def format_reward(completions: list, code: Any = None, **columns: object) -> list[float]:
     """1 if the whole completion is well-formed (`prompts.parse`), else 0."""
-    return [float(prompts.parse(text_of(one)).problem is None) for one in completions]
+    return [float(prompts.parse(text_of(one)).is_well_formed) for one in completions]
 
 
 def prefix_reward(completions: list, code: list[str], **columns: object) -> list[float]:

@@ -63,6 +63,7 @@ _WORD = re.compile(r"\w+|\S")
 _MAN = re.compile(r"___\s*(?:yo |year old )?(?:M|man)\b")
 _WOMAN = re.compile(r"___\s*(?:yo |year old )?(?:F|woman)\b")
 
+Array = np.ndarray
 Records = dict[str, dict[str, Any]]
 
 
@@ -79,20 +80,20 @@ class Casebook:
     """
 
     codes: tuple[str, ...]
-    prior: np.ndarray
-    male: np.ndarray
-    age: np.ndarray
+    prior: Array
+    male: Array
+    age: Array
     names: tuple[str, ...]
     index: dict[str, int]
-    p_finding: np.ndarray
-    slot: np.ndarray
-    low: np.ndarray
-    section: np.ndarray
-    deny: np.ndarray
-    deny_more: np.ndarray
-    mimic: np.ndarray
+    p_finding: Array
+    slot: Array
+    low: Array
+    section: Array
+    deny: Array
+    deny_more: Array
+    mimic: Array
     complaints: tuple[str, ...]
-    p_complaint: np.ndarray
+    p_complaint: Array
     entries: Records
     findings: Records
     sha256: str
@@ -186,7 +187,7 @@ def casebook() -> Casebook:
     )
 
 
-def prior_given(sex: str, age: float) -> np.ndarray:
+def prior_given(sex: str, age: float) -> Array:
     """P(code | sex, age), [C]."""
     book = casebook()
     mean, deviation = book.age.T
@@ -197,7 +198,7 @@ def prior_given(sex: str, age: float) -> np.ndarray:
 
 
 def draw_note(
-    code: str, spins: np.ndarray, rng: np.random.Generator, reading: float = 0.0
+    code: str, spins: Array, rng: np.random.Generator, reading: float = 0.0
 ) -> dict[str, Any]:
     """Draw what a patient with this code has, and what the author writes of it.
 
@@ -226,7 +227,7 @@ def draw_note(
     }
 
 
-def _drawn(row: int, spins: np.ndarray) -> np.ndarray:
+def _drawn(row: int, spins: Array) -> Array:
     """Which findings come up, [F], for the code in this row."""
     book = casebook()
     low = book.low[row]
@@ -283,7 +284,7 @@ def posterior(shown: Shown) -> np.ndarray:
     return weights / weights.sum()
 
 
-def log_block(block: Block) -> np.ndarray:
+def log_block(block: Block) -> Array:
     """log P(a block of this frame shows these findings | code), [C], up to a constant."""
     book = casebook()
     table = _block_likelihoods(block["frame"])
@@ -422,7 +423,7 @@ def in_clauses(text: str, reading: float) -> list[tuple[Mention, language.Clause
     return [(mention, parts[bisect_right(ends, mention.start)]) for mention in mentions]
 
 
-def _mimics(codes: tuple[str, ...], prior: np.ndarray) -> np.ndarray:
+def _mimics(codes: tuple[str, ...], prior: Array) -> Array:
     """P(mimic | code), [C, C]: a sibling, one of the same chapter, or any other, by MIMICS."""
     category = np.array([icd.category(code) for code in codes])
     chapter = np.array([icd.chapter(code) for code in codes])
@@ -460,10 +461,10 @@ def _records() -> tuple[Records, Records, str]:
 class _LogLikelihoods(NamedTuple):
     """Of what a note can show of a slot, given the code; and the section of each slot."""
 
-    stated: np.ndarray  # [C, F]
-    silent: np.ndarray  # [C, S]
-    denied: np.ndarray  # [C, S], for slots of one finding
-    section: np.ndarray  # [S]
+    stated: Array  # [C, F]
+    silent: Array  # [C, S]
+    denied: Array  # [C, S], for slots of one finding
+    section: Array  # [S]
 
 
 @lru_cache(maxsize=8)
@@ -494,7 +495,7 @@ def _block_likelihoods(kind: str) -> _LogLikelihoods:
     return _LogLikelihoods(np.log(book.p_finding * BLOCK_MENTION), silent, silent, book.section)
 
 
-def _framed(kind: str) -> np.ndarray:
+def _framed(kind: str) -> Array:
     """Which findings a block of this frame may hold, [F]."""
     book = casebook()
     allowed = np.isin(book.section, language.FRAMES[kind]["sections"])

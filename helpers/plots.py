@@ -109,7 +109,7 @@ def end_labels(ax: Axes, ends: Iterable[tuple[float, str, str]]) -> None:
     heights = []
     floor = -np.inf
     for y, text, _ in sorted(ends):
-        half = 0.05 * (1 + text.count("\n"))  # of its height, in that of the axes
+        half = 0.05 * (1 + text.count("\n"))  # of its height; that of the axes is 1
         heights.append(max(to_axes.transform((1, y))[1], floor + half))
         floor = heights[-1] + half
     excess = max(0, floor - 1.1)

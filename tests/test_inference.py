@@ -401,7 +401,6 @@ def test_what_context_or_embeddings_do_not_hold_is_told(loaded, cases: pd.DataFr
 def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(
     loaded, cases: pd.DataFrame
 ) -> None:
-
     model, tokenizer = loaded
     want = inference.predict(model, tokenizer, cases.head(3), PROFILE, max_new_tokens=12)[
         "completion"

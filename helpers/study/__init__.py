@@ -44,8 +44,8 @@ class Arm:
     the cases, the "codes" of all, or traces and the start's "own" right answers. Two arms train the
     start's adapter on the labels that GRPO spends: "samples", up to two right ones of eight
     completions a note; "labels", the true code after the start's reasoning where that led to its
-    category, with the loss on the answer alone. habit: the teacher's. longer: times the steps of the
-    profile. changes: other arguments of the trainer. core: one of the five main arms.
+    category, with the loss on the answer alone. habit: the teacher's. longer: times the steps of
+    the profile. changes: other arguments of the trainer. core: one of the five main arms.
     """
 
     about: str

@@ -149,7 +149,7 @@ def compare(a: str, b: str, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFram
         curve = "loss" if stage == "sft" else "reward"
         display(plots.compared_curves(dict(zip((a, b), logs, strict=True)), curve))
         tables = [_answers_of(stage, experiment, cases) for experiment in (a, b)]
-        test = cases[cases["hadm_id"].isin(tables[0]["hadm_id"])].reset_index(drop=True)
+        test = cases[cases["hadm_id"].isin(tables[0]["hadm_id"])]
         codes = []
         for table in tables:
             gold, samples, patients = metrics.align(test, table)
@@ -180,10 +180,10 @@ def _answers_of(stage: str, experiment: str, cases: pd.DataFrame) -> pd.DataFram
     import pandas as pd
 
     baseline = need(f"answers/{stage}")
+    table = pd.read_parquet(baseline / "answers.parquet")
     if experiment == BASELINE:
-        return pd.read_parquet(baseline / "answers.parquet")
-    ids = pd.read_parquet(baseline / "answers.parquet")["hadm_id"]
-    test = cases.set_index("hadm_id", drop=False).loc[ids].reset_index(drop=True)
+        return table
+    test = cases.set_index("hadm_id", drop=False).loc[table["hadm_id"]]
     settings = store.inputs_of(baseline)["settings"]
     return answers(
         stage,

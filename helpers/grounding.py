@@ -53,7 +53,7 @@ def _clauses(sentence: Iterable[str], others: Mapping[str, str]) -> list[list[tu
 
     `others` maps a kind of token to the kind that it is treated like.
     """
-    clauses: list[list[tuple]] = [[]]
+    clauses = [[]]
     readings = STATED
     for token in sentence:
         kind = _kind(token)

@@ -65,6 +65,7 @@ LAYOUT = (
 # What a note was written from: it goes with a note that is copied
 NOTED = ["code", "sex", "complaint", "drawn", "present", "denied", "missing", "author"]
 READ = ["blocks", "reading"]  # and with reading above 0
+STAY = ["subject_id", "hadm_id", "admittime", "dischtime"]
 NOTE_COLUMNS = [
     "note_id",
     "subject_id",
@@ -110,7 +111,7 @@ def write(
     diagnoses = _diagnoses(stays)
     tables = {
         "hosp/patients": _patients(stays),
-        "hosp/admissions": _admissions(stays),
+        "hosp/admissions": stays[STAY].assign(**ADMISSION),
         "hosp/diagnoses_icd": diagnoses,
         "hosp/d_icd_diagnoses": _dictionary(diagnoses),
         "note/discharge": _discharge(stays),
@@ -231,7 +232,7 @@ def _summary(row: Row, rng: random.Random, full: bool) -> str:
 def _enumerated(row: Row, rng: random.Random) -> dict[str, str]:
     """The sections of a note that lists its findings, and the results."""
     book = casebook()
-    phrases: dict[str, list[str]] = defaultdict(list)  # by section
+    phrases = defaultdict(list)  # by section
     for name in rng.sample(row["present"], len(row["present"])):
         finding = book.findings[name]
         phrases[finding["section"]].append(rng.choice(finding["phrases"]))
@@ -295,7 +296,7 @@ def _typos(text: str, rng: random.Random) -> str:
 def _stays(rows: list[Row], texts: list[str], rng: np.random.Generator) -> pd.DataFrame:
     """The admissions as a table: with fate, dates, codes, and the summary as it was filed."""
     fates = rng.choice(list(FATES), len(rows), p=list(FATES.values()))
-    previous: Row = {"subject_id": None}
+    previous = {"subject_id": None}
     for number, (row, text, fate) in enumerate(zip(rows, texts, fates, strict=True)):
         if row["subject_id"] == previous["subject_id"] and fate.startswith("copied"):
             row |= {key: previous[key] for key in [*NOTED, *READ] if key in previous}
@@ -330,10 +331,6 @@ def _patients(stays: pd.DataFrame) -> pd.DataFrame:
         anchor_year_group="2017 - 2019",
         dod="",
     )
-
-
-def _admissions(stays: pd.DataFrame) -> pd.DataFrame:
-    return stays[["subject_id", "hadm_id", "admittime", "dischtime"]].assign(**ADMISSION)
 
 
 def _diagnoses(stays: pd.DataFrame) -> pd.DataFrame:

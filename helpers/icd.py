@@ -28,7 +28,8 @@ _LONGEST_INPUT = 32  # a code has 7 characters; what is far longer is refused be
 _X_SUBCATEGORIES = frozenset({"J09X", "M01X"})  # the two headers that really end in a placeholder
 
 _CHAPTER_FILE = Path(__file__).with_name("icd_chapters.toml")
-_CHAPTERS: list[list[str]] = tomllib.loads(_CHAPTER_FILE.read_text(encoding="utf-8"))["chapters"]
+# First code, short name and title of each.
+_CHAPTERS = tomllib.loads(_CHAPTER_FILE.read_text(encoding="utf-8"))["chapters"]
 _CHAPTER_FROM = {first: number for number, (first, _, _) in enumerate(_CHAPTERS, 1)}
 _IN_ALPHABET = sorted(_CHAPTER_FROM)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from helpers import icd, profiles, prompts
-from helpers.machinery import places
+from helpers.machinery import memory, places
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def predict(
     max_new_tokens: int | None = None,
     valid_codes: Iterable[str] | None = None,
     dictionary: Iterable[str] | None = None,
-    to_messages: Callable[[str], list[dict[str, str]]] = prompts.messages,
+    to_messages: Callable[[str], prompts.Turns] = prompts.messages,
     label: str = "answers",
     keep: Path | None = None,
 ) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def predict(
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     trie = None if valid_codes is None else CodeTrie(tokenizer, valid_codes)
     questions = _questions(tokenizer, cases, to_messages, profile.max_note_tokens)
-    completions: list[str] = []
+    completions = []
     start = 0
     with _plain_generation(model, tokenizer), places.progress(len(questions), label) as bar:
         while start < len(questions):
@@ -130,9 +130,8 @@ def _generate(
     encoding = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     inputs = {name: encoding[name].to(model.device) for name in ("input_ids", "attention_mask")}
     width = inputs["input_ids"].shape[1]
-    if hasattr(model, "config"):
-        _check_limits(model, inputs["input_ids"], options["max_new_tokens"])
-    processors = [partial(_check_finite, getattr(model, "dtype", None))]
+    _check_limits(model, inputs["input_ids"], options["max_new_tokens"])
+    processors = [partial(_check_finite, model.dtype)]
     if trie:
         processors.append(trie)
     with torch.no_grad():
@@ -177,9 +176,7 @@ def _check_finite(precision: Any, _: torch.Tensor, scores: torch.Tensor) -> torc
 def _smaller(error: Exception, size: int) -> int:
     """Half the batch after a lack of memory. Raises another error as it is, MemoryError where one
     case is too much."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+    if not isinstance(error, MemoryError) and not memory.is_out_of_memory(error):
         raise error
     if size == 1:
         raise MemoryError(
@@ -211,7 +208,7 @@ def _plain_generation(model: Any, tokenizer: Any) -> Iterator[None]:
 
     was_training = model.training
     side = tokenizer.padding_side
-    habits = getattr(model, "generation_config", None) or GenerationConfig()
+    habits = model.generation_config
     model.eval()
     tokenizer.padding_side = "left"
     ends = prompts.ends(tokenizer, habits.eos_token_id)
@@ -236,9 +233,8 @@ class CodeTrie:
         texts = [f"{icd.dotted(code)}{prompts.CLOSE}" for code in codes]
         letters = set("".join(texts))
         before = tokenizer(">", add_special_tokens=False)["input_ids"][-1:]
-        skipped = len(
-            tokenizer.decode(before)
-        )  # at the start of a text, some decoders drop a blank
+        # At the start of a text, some decoders drop a blank.
+        skipped = len(tokenizer.decode(before))
         self.tokenizer = tokenizer
         self.prefixes = {text[:n] for text in texts for n in range(len(text) + 1)}
         self.pieces = {}  # token -> text, of those that a code may hold

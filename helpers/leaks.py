@@ -29,9 +29,7 @@ EARLIER = re.compile(
 EXAM = re.compile(r"(physical )?(exam|examination|pe)\b")  # not the neurologic exam within one
 
 
-def leak_audit(
-    cases: Iterable[Mapping[str, Any]],
-) -> dict[str, Any]:
+def leak_audit(cases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """How often later text, or the title of the gold code, stands in the notes.
 
     cases: records with `note`, and `text` (the whole discharge summary) or `code` or both. To audit
@@ -45,7 +43,8 @@ def leak_audit(
     Returns {"notes", "later_text": {"checked", "count", "share", "examples"}, "gold_title": the
     same}; an example is {"hadm_id", "found"}. Examples quote notes: never commit real ones.
     """
-    hits: dict[str, list[dict[str, Any]]] = {"later_text": [], "gold_title": []}
+    checks = {"later_text": ("text", _later_passage), "gold_title": ("code", _title_in)}
+    hits = {kind: [] for kind in checks}
     number = 0
     for number, case in enumerate(cases, 1):
         if "note" not in case:
@@ -54,12 +53,10 @@ def leak_audit(
                 f"leak_audit: record {number} has no 'note', only {columns}. Join the notes first."
             )
         note = _words(case["note"] if isinstance(case["note"], str) else "")
-        if isinstance(case.get("text"), str):
-            passage = _later_passage(note, case["text"])
-            hits["later_text"].append({"hadm_id": case.get("hadm_id"), "found": passage})
-        if isinstance(case.get("code"), str):
-            passage = _title_in(note, case["code"])
-            hits["gold_title"].append({"hadm_id": case.get("hadm_id"), "found": passage})
+        for kind, (column, look) in checks.items():
+            if isinstance(case.get(column), str):
+                passage = look(note, case[column])
+                hits[kind].append({"hadm_id": case.get("hadm_id"), "found": passage})
     return {"notes": number} | {kind: _summary(rows) for kind, rows in hits.items()}
 
 
@@ -99,10 +96,10 @@ def _parts(summary: str) -> tuple[list[str], list[str]]:
     admission, to the next heading that begins like one of admission. Below a heading of an exam
     there are vital signs at most before it goes on ("Physical Exam:", "VS: ...", "EXAM:").
     """
-    known: list[str] = []
-    after: list[str] = []
+    known = []
+    after = []
     is_later = False
-    exam: list[str] | None = None  # the lines below the last heading of an exam
+    exam = None  # the lines below the last heading of an exam
     for line in summary.splitlines():
         heading = _heading(line)
         is_exam = bool(EXAM.match(heading)) and "admission" not in heading
@@ -129,7 +126,7 @@ def _later_passage(note: list[str], summary: str) -> str:
     known, after = _parts(summary)
     later = set(_shingles(_words("\n".join(after))))
     only_later = later.difference(_shingles(_words("\n".join(known))))
-    longest: list[str] = []
+    longest = []
     begin = 0
     for i, shingle in enumerate(_shingles(note)):
         if shingle not in only_later:

@@ -34,21 +34,18 @@ from helpers import icd
 
 Array = np.ndarray
 Report = dict[str, Any]
-LEVELS: dict[str, Callable[[Any], Any]] = {
-    "chapter": icd.chapter,
-    "category": icd.category,
-    "full": icd.normalise,
-}
+Codes = Iterable[Any]  # whatever icd.normalise takes
+LEVELS = {"chapter": icd.chapter, "category": icd.category, "full": icd.normalise}
 KINDS = ["full", "category", "chapter", "wrong", "unusable"]  # the deepest level that is right
 CHUNK = 128  # resamples at a time: the largest array holds this many numbers for each class
 
 
 def report(
-    gold: Sequence[Any],
-    predicted: Sequence[Any],
+    gold: Codes,
+    predicted: Codes,
     *,
     patients: Sequence[Any] | None = None,
-    train_codes: Iterable[Any] | None = None,
+    train_codes: Codes | None = None,
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Report:
@@ -70,7 +67,7 @@ def report(
     agreed = sum(int((x.gold == x.predicted[0]).sum()) for x in levels.values())
     pairs = zip(full.gold, full.predicted[0], strict=True)
     edges = [icd.tree_distance(full.labels[g], full.labels[p]) for g, p in pairs if p >= 0]
-    scores: Report = {
+    scores = {
         "n": n,
         "usable": usable / n,
         "hp": agreed / (3 * max(usable, 1)),
@@ -124,31 +121,24 @@ def macro_f1(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
     return sum(scores) / len(scores)
 
 
-def compare(
-    gold: Sequence[Any],
-    a: Sequence[Any],
-    b: Sequence[Any],
-    *,
-    patients: Sequence[Any] | None = None,
-    n_boot: int = 1000,
-    seed: int = 0,
-) -> Report:
+def compare(gold: Codes, a: Codes, b: Codes, **resampling: Any) -> Report:
     """Model b minus model a on the same cases, per level: f1_gold, ci, p, accuracy, accuracy_ci,
     mcnemar_p.
 
     Paired: both are scored on the same resamples of patients. `p` is two-sided for `f1_gold`: with
     k of B resamples whose difference strays from their mean at least as far as the observed one
     lies from zero, p = (1 + k) / (1 + B). `mcnemar_p` is McNemar's exact test of the accuracies,
-    which takes cases for independent. Raises as `report` does.
+    which takes cases for independent. resampling: patients, n_boot and seed, as in `report`; raises
+    as that does.
     """
     contrasts = {}
-    for level, x, (f1, accuracy), strays in _paired(gold, a, b, patients, n_boot, seed):
+    for level, x, (f1, accuracy), strays in _paired(gold, a, b, **resampling):
         ci = _interval(f1, strays[0], low=-1.0)
         farther = (np.abs(strays[0]) >= abs(f1) - 1e-6).sum()
         contrasts[level] = _plain(
             f1_gold=f1,
             ci=ci,
-            p=None if np.isnan(ci[0]) else (1 + farther) / (1 + n_boot),
+            p=None if np.isnan(ci[0]) else (1 + farther) / (1 + len(strays[0])),
             accuracy=accuracy,
             accuracy_ci=_interval(accuracy, strays[1], low=-1.0),
             mcnemar_p=mcnemar(*(x.gold == predicted for predicted in x.predicted)),
@@ -158,7 +148,7 @@ def compare(
 
 
 def differences(
-    gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], **resampling: Any
+    gold: Codes, a: Codes, b: Codes, **resampling: Any
 ) -> dict[str, tuple[float, Array]]:
     """Per level: macro-F1 of b minus a, and its deviations [n_boot] in the resamples, as in
     `compare`, with the same options.
@@ -171,11 +161,11 @@ def differences(
 
 
 def _paired(
-    gold: Sequence[Any], a: Sequence[Any], b: Sequence[Any], *resampling: Any, **options: Any
+    gold: Codes, a: Codes, b: Codes, **resampling: Any
 ) -> Iterator[tuple[str, _Level, Array, Array]]:
     """For each level macro-F1 and accuracy, b minus a: (2,), and their deviations: (2, n_boot)."""
     levels = _levels(gold, a=a, b=b)
-    halves = _halves(len(levels["full"].gold), *resampling, **options)
+    halves = _halves(len(levels["full"].gold), **resampling)
     for level, x in levels.items():
         points, strays = _macro_f1(x, (x.counts()[0] > 0)[None], halves)
         yield level, x, points[1] - points[0], strays[1] - strays[0]
@@ -194,10 +184,7 @@ def mcnemar(right_a: Sequence[bool], right_b: Sequence[bool]) -> float:
 
 
 def mean_interval(
-    values: Sequence[float],
-    patients: Sequence[Any] | None = None,
-    n_boot: int = 1000,
-    seed: int = 0,
+    values: Sequence[float], patients: Sequence[Any] | None = None, **boot: int
 ) -> Array:
     """The 95 % interval [low, high] of a mean over cases (right or wrong, rewards ...); NaN from
     one patient.
@@ -205,7 +192,7 @@ def mean_interval(
     Raises ValueError for unequal lengths and for no values.
     """
     numbers = np.asarray(values, float)
-    halves = _halves(len(numbers), patients, n_boot, seed)
+    halves = _halves(len(numbers), patients, **boot)
     sums = np.bincount(halves.units, numbers)
     cases = np.bincount(halves.units)
     deviations = halves.deviations(lambda weights: sums @ weights / (cases @ weights))
@@ -221,9 +208,9 @@ def half_samples(patients: int, resamples: int, rng: np.random.Generator) -> Arr
 
 
 def head_middle_tail(
-    gold: Sequence[Any],
-    predicted: Sequence[Any],
-    train_codes: Iterable[Any],
+    gold: Codes,
+    predicted: Codes,
+    train_codes: Codes,
     **resampling: Any,
 ) -> Report:
     """Macro-F1 and accuracy of full codes by how often they were seen in training: head, middle,
@@ -458,7 +445,7 @@ def _plain(**numbers: Any) -> Report:
 # ------------------------------------------------------------------------------- what comes in
 
 
-def _levels(gold: Iterable[Any], **predictions: Iterable[Any]) -> dict[str, _Level]:
+def _levels(gold: Codes, **predictions: Codes) -> dict[str, _Level]:
     codes = {"gold": _codes(gold, "gold", nil=False)}
     for name, predicted in predictions.items():
         codes[name] = _codes(predicted, name)
@@ -489,7 +476,7 @@ def _halves(
     return _Halves(pd.factorize(ids)[0], n_boot, seed)
 
 
-def _codes(values: Iterable[Any], name: str, nil: bool = True) -> list[str | None]:
+def _codes(values: Codes, name: str, nil: bool = True) -> list[str | None]:
     if isinstance(values, str):
         raise ValueError(
             f"{name} is one string ({values!r:.20}): pass a list with one code for each case."

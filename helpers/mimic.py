@@ -432,8 +432,9 @@ def split_patients(
             "shares must be three shares of train, val and test that sum to 1, not "
             f"{tuple(shares)}."
         )
+    shares = np.array(shares)
     count = Counter(categories.tolist())
-    rarest: dict[int, tuple[int, str]] = {}
+    rarest = {}  # patient -> (cases of the category, the category)
     cases = Counter()
     for subject, category in zip(subjects.tolist(), categories.tolist(), strict=True):
         rarest[subject] = min(rarest.get(subject, (sys.maxsize, "")), (count[category], category))
@@ -442,11 +443,11 @@ def split_patients(
     def drawn(value: object) -> bytes:
         return hashlib.blake2b(f"{seed}/{value}".encode(), digest_size=8).digest()
 
-    owed = np.array(shares) * (int.from_bytes(drawn("start"), "big") / 2**64)
-    owed = np.roll(owed, int(drawn("turn")[0]) % 3) * (np.array(shares) > 0)
+    owed = shares * (int.from_bytes(drawn("start"), "big") / 2**64)
+    owed = np.roll(owed, int(drawn("turn")[0]) % 3) * (shares > 0)
     target = {}
     for subject in sorted(rarest, key=lambda s: (drawn(rarest[s][1]), drawn(s), s)):
-        owed += np.array(shares) * cases[subject]
+        owed += shares * cases[subject]
         target[subject] = int(owed.argmax())
         owed[target[subject]] -= cases[subject]
     return np.array([SPLITS[target[s]] for s in subjects.tolist()], dtype=object)

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import prompts
-from helpers.machinery import cpu
+from helpers.machinery import cpu, memory
+from helpers.profiles import TINY_BASE
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-TINY_BASE = Path(__file__).parent / "tiny_base"
 CARD = Path(__file__).with_name("models_card.md.j2")
 OPEN_REASONING = "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}"
 # Put before a chat template that drops or refuses system turns: their text begins the next turn of
@@ -134,12 +134,10 @@ def load(
 def _naming(fault: str) -> Iterator[None]:
     """Turn what a library raises into a ValueError that says the fault, but for a lack of files or
     of memory."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError | MemoryError) or should_reduce_batch_size(error):
+        if isinstance(error, OSError | MemoryError) or memory.is_out_of_memory(error):
             raise
         raise ValueError(f"{fault} ({str(error)[:300]}). Copy or download it again.") from error
 
@@ -358,7 +356,7 @@ def _base_of(adapter: str) -> str:
     """The base that an adapter names; a relative path is looked for beside the adapter too."""
     config = _file(adapter, "adapter_config.json")
     with _naming(f"{config} does not say which base the adapter is for; give both"):
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads(config.read_bytes())["base_model_name_or_path"]
         beside = Path(adapter).parent / base
     return str(beside) if beside.is_dir() and not Path(base).exists() else base
 
@@ -403,9 +401,8 @@ def merge(
     if habits.temperature or habits.top_p or habits.top_k:
         habits.do_sample = True  # else transformers does not save it
     if four_bit:
-        base = (
-            base.dequantize()
-        )  # before the adapter goes on: its layers suit the weights they find
+        # Before the adapter goes on: its layers suit the weights they find.
+        base = base.dequantize()
     adapted = _add_adapter(base, adapter)
     ends = [adapted.get_input_embeddings(), adapted.get_output_embeddings()]
     config = base.config.get_text_config()
@@ -424,7 +421,7 @@ def _check_mergeable(source: str, adapter: str) -> None:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     with _naming(f"{source} or {adapter}: its config cannot be read"):
-        config = json.loads(_file(source, "config.json").read_text(encoding="utf-8"))
+        config = json.loads(_file(source, "config.json").read_bytes())
         adapter_config = PeftConfig.from_pretrained(adapter)
         kind = adapter_config.peft_type
         can_merge = hasattr(PEFT_TYPE_TO_TUNER_MAPPING[kind], "merge_and_unload")
@@ -478,4 +475,4 @@ def write_card(
 def tiny_manifest() -> dict[str, Any]:
     """What the bundled base was made from: hashes of weights, tokenizer, casebook and generator,
     command, held-out perplexity."""
-    return json.loads((TINY_BASE / "manifest.json").read_text(encoding="utf-8"))
+    return json.loads((TINY_BASE / "manifest.json").read_bytes())

@@ -39,7 +39,7 @@ _LATER = dict.fromkeys([*ADMISSION, "unknown"], "later") | {
     "exam": "exam_discharge",
     "medications": "discharge_medications",
 }
-_TABLE = yaml.safe_load(Path(__file__).with_name("notes_rules.yaml").read_text(encoding="utf-8"))
+_TABLE = yaml.safe_load(Path(__file__).with_name("notes_rules.yaml").read_bytes())
 
 
 def _set(phrases: str) -> frozenset[str]:
@@ -307,8 +307,8 @@ def sections(text: str) -> dict[str, str]:
     pieces = [*_pieces(text), ("", "\n")]
     headings = [_heading(line) for line, _ in pieces]
     alone = _last_alone(headings)
-    body: dict[str, list[str]] = {}
-    filled: set[str] = set()
+    body = {}
+    filled = set()
     section = resume = "preamble"
     for i, (line, before) in enumerate(pieces):
         heading = headings[i]
@@ -361,7 +361,7 @@ def _move_later_parts(body: dict[str, list[str]]) -> None:
 def _end(lines: list[str]) -> int:
     """Where an exam (vital signs, general appearance or head) or a numbered list starts afresh, or
     prescriptions begin."""
-    begun: dict[str, int] = {}
+    begun = {}
     item = len(lines)
     for i, line in enumerate(lines):
         beginning = _BEGINNING.match(line)

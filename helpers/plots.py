@@ -39,7 +39,7 @@ class Name(NamedTuple):
 
 
 _NAMES = tomllib.loads(Path(__file__).with_name("plots_names.toml").read_text(encoding="utf-8"))
-LEVELS: dict[str, str] = _NAMES["levels"]
+LEVELS = _NAMES["levels"]
 MODELS = {key: Name(**entry) for key, entry in _NAMES["models"].items()}  # in the order of tables
 KINDS = {key: Name(**entry) for key, entry in _NAMES["kinds"].items()}  # of `metrics.outcomes`
 INK = "#222222"
@@ -102,14 +102,14 @@ def shortened(text: str, width: int) -> str:
     return textwrap.shorten(text, width, placeholder=" …")
 
 
-def end_labels(ax: Axes, ends: Iterable[tuple[float, str, str]], gap: float = 0.1) -> None:
+def end_labels(ax: Axes, ends: Iterable[tuple[float, str, str]]) -> None:
     """Labels (y, text, colour) to the right of their curves, apart from one another."""
     ax.autoscale_view()  # else the limits are not yet those of the drawing
     to_axes = ax.transScale + ax.transLimits
     heights = []
     floor = -np.inf
     for y, text, _ in sorted(ends):
-        half = gap / 2 * (1 + text.count("\n"))
+        half = 0.05 * (1 + text.count("\n"))  # of its height; that of the axes is 1
         heights.append(max(to_axes.transform((1, y))[1], floor + half))
         floor = heights[-1] + half
     excess = max(0, floor - 1.1)
@@ -215,7 +215,7 @@ def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = No
     from transformers import TrainerCallback
 
     class LivePlot(TrainerCallback):
-        rows: list[dict[str, Any]] = []
+        rows = []
         handle = None
 
         def on_train_begin(self, args, state, control, **kwargs):

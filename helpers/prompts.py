@@ -48,9 +48,9 @@ OPEN = "<diagnosis>"
 CLOSE = "</diagnosis>"
 THINK = "<think>\n"  # the generation prompt ends with it
 LONGEST_ANSWER = 300  # characters; a code with the longest official title fits
-MOST_SPELLINGS = (
-    8  # different texts of a repeated answer that are read: a flood of answers stays cheap
-)
+# Different texts of a repeated answer that are read: a flood of answers stays cheap.
+MOST_SPELLINGS = 8
+Turns = list[dict[str, str]]  # of a chat: role and content of each
 
 # "I21,01" is one word, which has no code's shape: the code before the comma is another one.
 _WORD = re.compile(r"[\w.]+(?:[^\w\s()\[\]]\.?\d[\w.]*)*")
@@ -79,7 +79,7 @@ def neutralise(note: str) -> str:
     return _MARKUP.sub("< ", note)
 
 
-def messages(note: str) -> list[dict[str, str]]:
+def messages(note: str) -> Turns:
     """The chat for one admission note: SYSTEM, then the neutralised note alone as the user's turn.
 
     Raises ValueError for an empty note.
@@ -108,7 +108,7 @@ def truncate_note(note: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int
     return ""
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+def chat(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> str:
     """The text of a chat up to where the answer begins: the chat template, then what `opening`
     gives.
 
@@ -123,7 +123,7 @@ def chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str
     return _THINK_AT_END.sub("", text) + _THINK_AT_END.sub(THINK, beginning)
 
 
-def opening(turns: list[dict[str, str]]) -> str:
+def opening(turns: Turns) -> str:
     """The part of the answer that a last turn of the assistant gives away, behind its `<think>`."""
     if turns[-1]["role"] != "assistant":
         return ""

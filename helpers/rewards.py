@@ -74,7 +74,7 @@ def exact_reward(completions: list, code: list[str], **columns: object) -> list[
 
 def format_reward(completions: list, code: Any = None, **columns: object) -> list[float]:
     """1 if the whole completion is well-formed (`prompts.parse`), else 0."""
-    return [float(prompts.parse(text_of(one)).problem is None) for one in completions]
+    return [float(prompts.parse(text_of(one)).is_well_formed) for one in completions]
 
 
 def prefix_reward(completions: list, code: list[str], **columns: object) -> list[float]:
@@ -138,8 +138,8 @@ def grounding_reward(
 ) -> list[float]:
     """How far the note states what the reasoning cites: a verifiable stand-in for a judge."""
     return [
-        grounding.score(prompts.parse(text_of(completion)).think, text)
-        for completion, text in zip(completions, one_each("note", note, completions), strict=True)
+        grounding.score(prompts.parse(text).think, admission_note)
+        for text, admission_note in with_each(completions, "note", note)
     ]
 
 
@@ -201,14 +201,14 @@ def predicted_and_gold(completions: list, code: list[str]) -> list[tuple[str | N
     Raises ValueError for a gold code that lacks the shape of one.
     """
     pairs = []
-    for completion, text in zip(completions, one_each("code", code, completions), strict=True):
-        gold = icd.normalise(text)
+    for text, raw in with_each(completions, "code", code):
+        gold = icd.normalise(raw)
         if gold is None:
             raise ValueError(
-                f"gold code {text!r} does not have the shape of an ICD-10-CM code. "
+                f"gold code {raw!r} does not have the shape of an ICD-10-CM code. "
                 "Drop such cases: icd.normalise gives None for them."
             )
-        pairs.append((prompts.parse(text_of(completion)).code, gold))
+        pairs.append((prompts.parse(text).code, gold))
     return pairs
 
 
@@ -224,8 +224,9 @@ def text_of(completion: Any) -> str:
         ) from None
 
 
-def one_each(column: str, values: Any, completions: list) -> list[str]:
-    """`values`, if it is a list with one text for each completion. Raises ValueError otherwise."""
+def with_each(completions: list, column: str, values: Any) -> list[tuple[str, str]]:
+    """(its text, its value) for each completion. Raises ValueError unless `values` is a list with
+    one text for each."""
     if (
         values is None
         or isinstance(values, str)
@@ -237,7 +238,7 @@ def one_each(column: str, values: Any, completions: list) -> list[str]:
             f"completions. In training keep the column '{column}' in the data set; else put [...] "
             "around it."
         )
-    return values
+    return [(text_of(one), value) for one, value in zip(completions, values, strict=True)]
 
 
 @lru_cache(maxsize=1)
@@ -246,7 +247,7 @@ def truth_table() -> tuple[dict, ...]:
     import yaml
 
     path = Path(__file__).with_name("rewards_truth_table.yaml")
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    table = yaml.safe_load(path.read_bytes())
     shared = {"gold": table["gold"], "note": table["note"]}
     return tuple(
         {**shared, **row, "expect": dict(zip(table["rewards"], row["expect"], strict=True))}

@@ -108,9 +108,9 @@ def write(
             "temperature": TEMPERATURE,
             "seed": 0,
             "max_new_tokens": limit,
-            "keep": keep,
             "to_messages": to_messages,
             "label": "teacher",
+            "keep": keep,
         }
         completions = inference.predict(*loaded, asked, profile, **options)["completion"]
     answers = [prompts.parse(completion) for completion in completions]
@@ -123,7 +123,7 @@ def write(
     return table.assign(kept=table["why"].isna())
 
 
-def _messages(instruction: str, note: str) -> list[dict[str, str]]:
+def _messages(instruction: str, note: str) -> prompts.Turns:
     system, user = prompts.messages(note)
     return [system | {"content": instruction}, user]
 

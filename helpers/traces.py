@@ -181,7 +181,7 @@ def sft_dataset(
     from datasets import Dataset
 
     notes = cases[["hadm_id", "note"]]
-    lessons = traces[traces["kept"]].merge(notes, on="hadm_id", validate="one_to_one")
+    lessons = traces[traces["kept"]].merge(notes, on="hadm_id", validate="many_to_one")
     if lessons.empty:
         raise ValueError(
             "traces: none was kept, so there is nothing to train on. "

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import models
 from helpers.machinery import memory, places
-from helpers.machinery.memory import per_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +38,7 @@ def defaults(dtype: torch.dtype, **arguments: Any) -> dict[str, Any]:
         "dataloader_pin_memory": has_card,
         "ddp_find_unused_parameters": False,
         "use_cpu": not has_card,  # where the model is, on a Mac too
-    } | per_device(arguments)
+    } | memory.per_device(arguments)
 
 
 def run(trainer: Any, work: Path, stage: str) -> None:
@@ -61,9 +60,8 @@ def save(trainer: Any, folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     trainer.save_model(folder)  # where several devices share the weights, gathered
-    (folder / "training_args.bin").unlink(
-        missing_ok=True
-    )  # a pickle that names folders of this machine
+    # A pickle that names folders of this machine.
+    (folder / "training_args.bin").unlink(missing_ok=True)
     history = trainer.state.log_history
     # With fewer steps than logging_steps the last row has all there is, the mean loss.
     rows = [row for row in history if not LOGGED.isdisjoint(row)] or history[-1:]
@@ -90,13 +88,11 @@ def Steps(label: str) -> Any:
     class Bar(TrainerCallback):
         def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
             rows = train_dataloader.batch_sampler
-            while hasattr(
-                rows, "batch_sampler"
-            ):  # accelerate's, which deals them out to the processes
+            # Accelerate's deals them out to the processes.
+            while hasattr(rows, "batch_sampler"):
                 rows = rows.batch_sampler
-            if (
-                state.global_step >= state.max_steps
-            ):  # killed between its last checkpoint and its end
+            # Killed between its last checkpoint and its end.
+            if state.global_step >= state.max_steps:
                 rows.sampler = ()
             else:
                 seed = args.seed + int(state.epoch or 0)

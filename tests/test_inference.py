@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from transformers import GenerationConfig, PreTrainedConfig
 
 from helpers import casebook, hospital, icd, inference, models, notes, profiles, prompts
 
@@ -39,10 +40,17 @@ class Scripted(torch.nn.Module):
     """Stands where a model stands and says the same text to every prompt: generation's interface, no weights."""
 
     device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self, tokenizer, text: str) -> None:
         super().__init__()
         self.ids = torch.tensor([tokenizer(text)["input_ids"]])
+        self.config = PreTrainedConfig()
+        self.generation_config = GenerationConfig()
+        self.embeddings = torch.nn.Embedding(len(tokenizer), 1)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embeddings
 
     def generate(self, input_ids, num_return_sequences=1, **_):
         n = input_ids.shape[0] * num_return_sequences
@@ -393,8 +401,6 @@ def test_what_context_or_embeddings_do_not_hold_is_told(loaded, cases: pd.DataFr
 def test_a_models_own_habits_of_generation_are_set_aside_and_left_as_they_were(
     loaded, cases: pd.DataFrame
 ) -> None:
-    from transformers import GenerationConfig
-
     model, tokenizer = loaded
     want = inference.predict(model, tokenizer, cases.head(3), PROFILE, max_new_tokens=12)[
         "completion"

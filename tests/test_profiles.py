@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from helpers import course, profiles, training
+from helpers.machinery import memory
 
 TINY = profiles.get("tiny")
 ALL = profiles.PROFILES.values()
@@ -53,7 +54,7 @@ def test_every_profile_can_be_launched_on_more_devices(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     for entries in (profile.sft, profile.grpo):
-        share = training.per_device(entries)
+        share = memory.per_device(entries)
         product = share["per_device_train_batch_size"] * share["gradient_accumulation_steps"]
         whole = entries["per_device_train_batch_size"] * entries["gradient_accumulation_steps"]
         assert product * processes == whole

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import small_course as small
 
-from helpers import casebook, metrics, plots, profiles, rewards, study
+from helpers import casebook, metrics, models, plots, profiles, prompts, rewards, study, traces
 from helpers.machinery import places, store
 from helpers.study import analyse, pictures, run
 from tests import notebook_code
@@ -272,10 +272,13 @@ def test_the_figure_of_held_out_rewards_shows_each_seed_and_their_mean_as_far_as
 # ---------------------------------------------------------------------------------------------- run
 
 
+TAUGHT = ("traces", "codes", "own", "samples", "labels")
+
+
 def test_every_arm_starts_from_one_that_exists_and_the_core_answers_the_question() -> None:
     for arm in study.ARMS.values():
         assert arm.start is None or arm.start in study.ARMS
-        assert len(arm.rewards) == len(arm.weights) and arm.taught in ("traces", "codes", "own")
+        assert len(arm.rewards) == len(arm.weights) and arm.taught in TAUGHT
         assert all(rewards.named(reward).__name__.endswith("_reward") for reward in arm.rewards)
     core = {name for name, arm in study.ARMS.items() if arm.core}
     assert core == {"sft", "grpo", "grpo-strict", "sft-codes", "sft-own"}
@@ -296,6 +299,64 @@ def test_longer_arms_take_more_steps_of_the_same_kind() -> None:
     longer = run.arguments("grpo-longer", TINY)
     assert longer == once | {"max_steps": 4 * TINY.grpo["max_steps"]}
     assert run.arguments("sft-weak", TINY)["max_steps"] == 56
+
+
+def test_equal_labels_are_the_cases_that_grpo_draws() -> None:
+    from trl.trainer.utils import RepeatSampler
+
+    cases = pd.DataFrame({"hadm_id": range(1000)})
+    for seed in (0, 3):
+        sampler = RepeatSampler(cases, mini_repeat_count=8, batch_size=8, seed=seed)
+        drawn = list(dict.fromkeys(sampler))[:400]
+        assert run.labels_of_grpo(cases, seed, TINY)["hadm_id"].tolist() == drawn
+
+
+def test_of_the_answers_only_right_and_well_formed_ones_are_taught_each_text_once() -> None:
+    cases = pd.DataFrame({"hadm_id": [1, 2], "code": ["I2109", "J189"]})
+    texts = {
+        1: [("I21.09", "a"), ("I21.09", "a"), ("I21.4", "b"), ("I21.09", "")],
+        2: [("I21.09", "c"), ("J18.9", "d")],
+    }
+    rows = []
+    for hadm_id, answers in texts.items():
+        for code, think in answers:
+            completion = f"{think}\n</think>\n<diagnosis>{code}</diagnosis>"
+            parsed = prompts.parse(completion)
+            rows.append((hadm_id, completion, parsed.think, parsed.code))
+    answers = pd.DataFrame(rows, columns=["hadm_id", "completion", "think", "predicted"])
+    right = run._right(answers, cases, "code")
+    assert right[["hadm_id", "think", "code"]].values.tolist() == [
+        [1, "a", "I2109"],
+        [2, "d", "J189"],
+    ]
+    near = run._right(answers, cases, "category")
+    assert near["code"].tolist() == ["I2109", "I214", "J189"]
+
+
+def test_where_labels_alone_are_taught_the_loss_is_on_the_code() -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = models.load(TINY, four_bit=False)
+    cases = pd.DataFrame({"hadm_id": [1], "note": ["CC: chest pain"]})
+    table = traces.checked([(1, "It hurts.", "I2109", "CC: chest pain")])
+    lessons = traces.sft_dataset(cases, table, tokenizer, 256)
+    alone = lessons.map(run._code_alone, fn_kwargs={"tokenizer": tokenizer})
+    rows = []
+    for dataset in (lessons, alone):
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(report_to="none", use_cpu=True, bf16=False),
+            processing_class=tokenizer,
+            train_dataset=dataset,
+        )
+        rows.append(trainer.train_dataset[0])
+    whole, code = rows
+    assert (
+        tokenizer.decode(code["input_ids"]).rstrip()
+        == tokenizer.decode(whole["input_ids"]).rstrip()
+    )
+    learned = [token for token in code["labels"] if token != -100]
+    assert tokenizer.decode(learned) == "<diagnosis>I21.09</diagnosis><|im_end|>"
 
 
 CASES = pd.DataFrame({"subject_id": [1, 2], "hadm_id": [3, 4], "code": ["I10", "J189"]})

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from helpers import training
+from helpers.machinery import memory
 
 
 @pytest.mark.parametrize(
@@ -28,15 +29,15 @@ def test_the_processes_share_the_rows_of_a_step(
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
     arguments = dict(zip(names, (batch, accumulate), strict=True)) | {"learning_rate": 1.0}
-    share = training.per_device(arguments)
+    share = memory.per_device(arguments)
     assert tuple(share[name] for name in names) == each and share["learning_rate"] == 1.0
     assert (
-        training.per_device(arguments | {"steps_per_generation": 50})["steps_per_generation"]
+        memory.per_device(arguments | {"steps_per_generation": 50})["steps_per_generation"]
         == each[1]
     )
     monkeypatch.setenv("WORLD_SIZE", "7")
     with pytest.raises(ValueError, match="11 rows per step cannot be shared among 7 processes"):
-        training.per_device(dict(zip(names, (11, 1), strict=True)))
+        memory.per_device(dict(zip(names, (11, 1), strict=True)))
 
 
 def test_defaults_follow_the_precision_and_call_no_one() -> None:

@@ -63,6 +63,7 @@ _WORD = re.compile(r"\w+|\S")
 _MAN = re.compile(r"___\s*(?:yo |year old )?(?:M|man)\b")
 _WOMAN = re.compile(r"___\s*(?:yo |year old )?(?:F|woman)\b")
 
+Array = np.ndarray
 Records = dict[str, dict[str, Any]]
 
 
@@ -79,20 +80,20 @@ class Casebook:
     """
 
     codes: tuple[str, ...]
-    prior: np.ndarray
-    male: np.ndarray
-    age: np.ndarray
+    prior: Array
+    male: Array
+    age: Array
     names: tuple[str, ...]
     index: dict[str, int]
-    p_finding: np.ndarray
-    slot: np.ndarray
-    low: np.ndarray
-    section: np.ndarray
-    deny: np.ndarray
-    deny_more: np.ndarray
-    mimic: np.ndarray
+    p_finding: Array
+    slot: Array
+    low: Array
+    section: Array
+    deny: Array
+    deny_more: Array
+    mimic: Array
     complaints: tuple[str, ...]
-    p_complaint: np.ndarray
+    p_complaint: Array
     entries: Records
     findings: Records
     sha256: str
@@ -186,7 +187,7 @@ def casebook() -> Casebook:
     )
 
 
-def prior_given(sex: str, age: float) -> np.ndarray:
+def prior_given(sex: str, age: float) -> Array:
     """P(code | sex, age), [C]."""
     book = casebook()
     mean, deviation = book.age.T
@@ -197,7 +198,7 @@ def prior_given(sex: str, age: float) -> np.ndarray:
 
 
 def draw_note(
-    code: str, spins: np.ndarray, rng: np.random.Generator, reading: float = 0.0
+    code: str, spins: Array, rng: np.random.Generator, reading: float = 0.0
 ) -> dict[str, Any]:
     """Draw what a patient with this code has, and what the author writes of it.
 
@@ -226,7 +227,7 @@ def draw_note(
     }
 
 
-def _drawn(row: int, spins: np.ndarray) -> np.ndarray:
+def _drawn(row: int, spins: Array) -> Array:
     """Which findings come up, [F], for the code in this row."""
     book = casebook()
     low = book.low[row]
@@ -283,7 +284,7 @@ def posterior(shown: Shown) -> np.ndarray:
     return weights / weights.sum()
 
 
-def log_block(block: Block) -> np.ndarray:
+def log_block(block: Block) -> Array:
     """log P(a block of this frame shows these findings | code), [C], up to a constant."""
     book = casebook()
     table = _block_likelihoods(block["frame"])
@@ -333,12 +334,10 @@ def ideal_reader(data_dir: str | Path) -> pd.DataFrame:
         )
     book = casebook()
     manifest = json.loads(path.with_name("manifest.json").read_text())
-    made_from = [manifest["casebook_sha256"]]
-    known = [book.sha256]
+    current = {"casebook_sha256": book.sha256}
     if manifest.get("reading"):
-        made_from.append(manifest["language_sha256"])
-        known.append(language.sha256())
-    if made_from != known:
+        current["language_sha256"] = language.sha256()
+    if not current.items() <= manifest.items():
         raise ValueError(
             f"{path} was made from another casebook. "
             f"Delete {data_dir} and run 01_data_preparation again."
@@ -362,7 +361,7 @@ def read_findings(text: str) -> list[Mention]:
     """Phrases of the casebook in a text, in order. A phrase with a typo is not found."""
     lexicon = _lexicon()
     text = text.lower()
-    mentions: list[Mention] = []
+    mentions = []
     free = 0  # where the last phrase ended
     for word in _WORD.finditer(text):
         start = word.start()
@@ -391,9 +390,9 @@ def read(
     missing = tuple(head.lower() for head in _HEADS if head not in lines)
     complaint = lines.get("CC", "").strip().lower() or None
     story = note.replace(f"CC: {lines['CC']}", "", 1) if complaint else note
-    spans: dict[str, str] = {}
+    spans = {}
     denials = set()
-    framed: dict[language.Clause, list[str]] = defaultdict(list)
+    framed = defaultdict(list)  # findings by clause
     deniable = book.deny + reading * book.deny_more > 0
     for (finding, present, start, end), clause in in_clauses(story, reading):
         is_framed = clause.state in language.FRAMES
@@ -424,7 +423,7 @@ def in_clauses(text: str, reading: float) -> list[tuple[Mention, language.Clause
     return [(mention, parts[bisect_right(ends, mention.start)]) for mention in mentions]
 
 
-def _mimics(codes: tuple[str, ...], prior: np.ndarray) -> np.ndarray:
+def _mimics(codes: tuple[str, ...], prior: Array) -> Array:
     """P(mimic | code), [C, C]: a sibling, one of the same chapter, or any other, by MIMICS."""
     category = np.array([icd.category(code) for code in codes])
     chapter = np.array([icd.chapter(code) for code in codes])
@@ -447,8 +446,8 @@ def _records() -> tuple[Records, Records, str]:
     """Findings by id, diagnoses by code, and the sha256 of all files."""
     import yaml
 
-    findings: Records = {}
-    entries: Records = {}
+    findings = {}
+    entries = {}
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
         content = path.read_bytes()
@@ -462,14 +461,14 @@ def _records() -> tuple[Records, Records, str]:
 class _LogLikelihoods(NamedTuple):
     """Of what a note can show of a slot, given the code; and the section of each slot."""
 
-    stated: np.ndarray  # [C, F]
-    silent: np.ndarray  # [C, S]
-    denied: np.ndarray  # [C, S], for slots of one finding
-    section: np.ndarray  # [S]
+    stated: Array  # [C, F]
+    silent: Array  # [C, S]
+    denied: Array  # [C, S], for slots of one finding
+    section: Array  # [S]
 
 
 @lru_cache(maxsize=8)
-def log_likelihoods(reading: float = 0.0) -> _LogLikelihoods:
+def log_likelihoods(reading: float) -> _LogLikelihoods:
     """Computed once: a note then costs a few additions, not a loop over slots."""
     book = casebook()
     slot = book.slot
@@ -496,34 +495,25 @@ def _block_likelihoods(kind: str) -> _LogLikelihoods:
     return _LogLikelihoods(np.log(book.p_finding * BLOCK_MENTION), silent, silent, book.section)
 
 
-def _framed(kind: str) -> np.ndarray:
+def _framed(kind: str) -> Array:
     """Which findings a block of this frame may hold, [F]."""
     book = casebook()
     allowed = np.isin(book.section, language.FRAMES[kind]["sections"])
     return allowed & ~np.isin(book.names, language.RULES["unframed"])
 
 
-class _Phrase(NamedTuple):
-    """A way to state or to deny a finding, in lower case."""
-
-    text: str
-    finding: str
-    present: bool
-
-
 @lru_cache(maxsize=1)
-def _lexicon() -> dict[str, list[_Phrase]]:
-    """First word -> phrases that begin with it, longest first."""
+def _lexicon() -> dict[str, list[tuple[str, str, bool]]]:
+    """First word -> phrases (text in lower case, finding, stated or denied) that begin with it,
+    longest first."""
     phrases = []
     related = language.relations()
     for name, record in casebook().findings.items():
-        for text in [*record.get("denied", ()), *related["denied"].get(name, ())]:
-            phrases.append(_Phrase(text.lower(), name, False))
-        for text in [*record["phrases"], *related["stated"].get(name, ())]:
-            phrases.append(_Phrase(text.lower(), name, True))
-    phrases.sort(key=lambda phrase: -len(phrase.text))
-    lexicon: dict[str, list[_Phrase]] = {}
-    for phrase in phrases:
-        first_word = _WORD.findall(phrase.text)[0]
-        lexicon.setdefault(first_word, []).append(phrase)
+        denials = [*record.get("denied", ()), *related["denied"].get(name, ())]
+        statements = [*record["phrases"], *related["stated"].get(name, ())]
+        phrases += [(text.lower(), name, False) for text in denials]
+        phrases += [(text.lower(), name, True) for text in statements]
+    lexicon = defaultdict(list)
+    for text, name, present in sorted(phrases, key=lambda phrase: -len(phrase[0])):
+        lexicon[_WORD.match(text)[0]].append((text, name, present))
     return lexicon

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-RULES = yaml.safe_load(Path(__file__).with_name("reading").joinpath("frames.yaml").read_text())
+FOLDER = Path(__file__).with_name("reading")
+RULES = yaml.safe_load((FOLDER / "frames.yaml").read_bytes())
 FRAMES = RULES["frames"]
 DENIAL = "denied"  # the state of a clause that denies
 RELATED = 0.5  # P(a finding is written by a relation, where there is one), at reading 1
@@ -27,6 +28,7 @@ TURNED = 0.3  # P(the sentence turns to a finding of the patient's own)
 LONGEST = {"hpi": 3, "ed": 4, "exam": 3}  # findings in a sentence; elsewhere 5
 
 _SENTENCE = re.compile(r"(?<=[.\]])\s+|\n+")
+_TURN = re.compile("|".join(map(re.escape, RULES["turns"])))
 _HEAD = r"(?:\w+: )?"  # of a section, before its first sentence
 
 
@@ -41,7 +43,7 @@ class Clause(NamedTuple):
 def sha256() -> str:
     """Of the grammar's files."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).with_name("reading").glob("*.yaml")):
+    for path in sorted(FOLDER.glob("*.yaml")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -49,12 +51,9 @@ def sha256() -> str:
 @cache
 def relations() -> dict[str, dict[str, list[str]]]:
     """`stated` and `denied` -> finding -> phrases."""
-    path = Path(__file__).with_name("reading") / "relations.yaml"
-    phrases: dict[str, dict[str, list[str]]] = {
-        "stated": defaultdict(list),
-        "denied": defaultdict(list),
-    }
-    for relation in yaml.safe_load(path.read_text(encoding="utf-8")):
+    path = FOLDER / "relations.yaml"
+    phrases = {"stated": defaultdict(list), "denied": defaultdict(list)}
+    for relation in yaml.safe_load(path.read_bytes()):
         for polarity, table in phrases.items():
             for finding, pairs in relation.get(polarity, {}).items():
                 for a, b in pairs:
@@ -70,11 +69,11 @@ def sentences(
 
     `row` holds present, denied, blocks, missing and reading, as drawn; `findings` the raw records.
     """
-    own: dict[str, list[str]] = defaultdict(list)  # what the patient has, by section
+    own = defaultdict(list)  # what the patient has, by section
     for name in rng.sample(row["present"], len(row["present"])):
         own[findings[name]["section"]].append(_stated(name, findings, row["reading"], rng))
     opening = [own["hpi"].pop() for _ in range(min(2, len(own["hpi"])))]
-    others: dict[str, list[str]] = defaultdict(list)  # sentences of all else
+    others = defaultdict(list)  # sentences of all else
     absent = []
     for name in row["denied"]:
         related = relations()["denied"].get(name)
@@ -95,7 +94,7 @@ def sentences(
         place = rng.choice(frame["places"])
         place = "hpi" if place in row["missing"] else place
         others[place].append(_turned(sentence, own["hpi"], rng) if place == "hpi" else sentence)
-    told: dict[str, list[str]] = {}
+    told = {}
     for section, leads in RULES["leads"].items():
         groups = _groups(own[section], LONGEST.get(section, 5), rng)
         templates = rng.sample(leads, len(leads)) * len(groups)
@@ -119,7 +118,7 @@ def clauses(text: str, spans: list[tuple[int, int]]) -> list[Clause]:
     begin = 0
     for end, after in ends:
         start = begin
-        for turn in [*_turns().finditer(masked, begin, end), None]:
+        for turn in [*_TURN.finditer(masked, begin, end), None]:
             stop = turn.start() if turn else end
             result.append(Clause(start, stop, _state(masked[start:stop])))
             start = turn.end() if turn else end
@@ -161,11 +160,6 @@ def _turned(sentence: str, own: list[str], rng: random.Random) -> str:
 def _sentence(text: str) -> str:
     text = text[0].upper() + text[1:]
     return text if text.endswith((".", "]")) else text + "."
-
-
-@cache
-def _turns() -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, RULES["turns"])))
 
 
 @cache

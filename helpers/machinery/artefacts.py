@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +64,19 @@ def is_fresh(*names: str) -> bool:
     return bool(words & {"1", "all", "true", *names, *(name.split("/")[0] for name in names)})
 
 
-def why_stale(reference: str, seen: dict[str, str] | None = None) -> str:
+def why_stale(reference: str) -> str:
     """Why an artefact cannot be loaded as it is, in words; "" where it is whole and all that it is
     made from is unchanged.
 
     Its settings are those it was made with. Raises FileNotFoundError where ICD_DATA_DIR names no
     data.
     """
-    seen = {} if seen is None else seen  # each artefact is looked at once
-    reference = reference.removesuffix(f"@{BASELINE}")
-    if reference not in seen:
-        seen[reference] = _why_stale(reference, seen)
-    return seen[reference]
+    why = functools.cache(lambda each: _why_stale(each, why))  # each artefact is looked at once
+    return why(reference.removesuffix(f"@{BASELINE}"))
 
 
-def _why_stale(reference: str, seen: dict[str, str]) -> str:
+def _why_stale(reference: str, why: Callable[[str], str]) -> str:
+    """`why` says it of what the artefact is made from."""
     folder = path(reference)
     name = reference.partition("@")[0]
     if name == "data" and is_readers_own(folder):
@@ -91,7 +89,7 @@ def _why_stale(reference: str, seen: dict[str, str]) -> str:
     inputs = store.inputs_of(folder)
     upstream = inputs.get("needs", {})
     for need in upstream:
-        if why_stale(need, seen):
+        if why(need):
             return f"{need} is not up to date"
     profile = _with_effect(profiles.current().record(name.split("/")[0]))
     now = inputs | {
@@ -140,7 +138,7 @@ def data_key() -> str:
     for name in mimic.TABLES:
         file = mimic.find_table(places.data_dir(), name)
         status = file.stat()
-        content: str | int = int(status.st_mtime)
+        content = int(status.st_mtime)
         if status.st_size <= 64e6:
             content = _sha256(file, status.st_mtime_ns)
         marks.append((file.name, status.st_size, content))

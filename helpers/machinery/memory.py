@@ -37,6 +37,7 @@ NO_MEMORY = (
     "Unable to allocate",
     "ALLOC_FAILED",
     "_ArrayMemoryError",
+    "CUDNN_STATUS_NOT_SUPPORTED",
 )
 # The fields that count here of models on the hub, largest model first.
 ON_HUB = tomllib.loads(Path(__file__).with_name("memory_bases.toml").read_text(encoding="utf-8"))
@@ -57,7 +58,7 @@ def config(base: str) -> dict[str, Any]:
     file = folder / "config.json"
     if file.is_file():
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields = json.loads(file.read_bytes())
         except ValueError as error:
             raise OSError(f"{file} is damaged: {error}") from error
     else:

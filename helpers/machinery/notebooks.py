@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 
 from helpers import __version__, profiles
-from helpers.machinery import artefacts, places, store, switches
+from helpers.machinery import artefacts, memory, places, store, switches
 
 # Environment variables of a distributed launch, which a notebook that is started from within it
 # must not see.
@@ -68,7 +68,7 @@ def _inputs(notebook: str) -> dict[str, str]:
     """What the executed notebook depends on: its cells, the profile, the artefacts of the notebooks
     before it."""
     file = places.notebooks_dir() / f"{notebook}.ipynb"
-    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(file.read_bytes())["cells"]
     stages = [name for name, maker in artefacts.NOTEBOOKS.items() if maker == notebook]
     before = [name for each in names() if each < notebook for name in makes(each)]
     return {
@@ -79,20 +79,16 @@ def _inputs(notebook: str) -> dict[str, str]:
     }
 
 
-def _record(notebook: str) -> Path:
-    return places.run_dir() / "notebooks" / f".{notebook}.json"
-
-
 def up_to_date(notebook: str) -> bool:
     """Whether the executed notebook is there, made from the same cells and inputs, and its
     artefacts are whole."""
     if artefacts.is_fresh(*makes(notebook)):
         return False
     executed = places.run_dir() / "notebooks" / f"{notebook}.ipynb"
-    if not executed.is_file() or places.read(_record(notebook)).get("inputs") != _inputs(notebook):
+    record = places.read(executed.with_name(f".{notebook}.json"))
+    if not executed.is_file() or record.get("inputs") != _inputs(notebook):
         return False
-    seen: dict[str, str] = {}
-    return not any(artefacts.why_stale(name, seen) for name in makes(notebook))
+    return not any(map(artefacts.why_stale, makes(notebook)))
 
 
 class Display:
@@ -227,7 +223,8 @@ def execute(notebook: str, display: Display) -> None:
     if execution.problem is None:
         places.write(executed, nbformat.writes(execution.content))
         failed.unlink(missing_ok=True)
-        places.write(_record(notebook), {"inputs": inputs, "seconds": round(seconds, 1)})
+        record = {"inputs": inputs, "seconds": round(seconds, 1)}
+        places.write(executed.with_name(f".{notebook}.json"), record)
         print(f"{notebook}: done in {seconds:.0f} s", flush=True)
         return
     print(execution.explanation())
@@ -300,7 +297,7 @@ def script(notebook: str) -> None:
     from accelerate import PartialState
     from IPython.core.interactiveshell import InteractiveShell
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if memory.processes() > 1:
         on_cpu = not torch.cuda.is_available()
         if on_cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -308,7 +305,7 @@ def script(notebook: str) -> None:
         PartialState(cpu=on_cpu, timeout=datetime.timedelta(days=1))
     shell = InteractiveShell.instance(colors="NoColor")
     file = places.notebooks_dir() / f"{notebook}.ipynb"
-    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(file.read_bytes())["cells"]
     silent = contextlib.redirect_stdout(io.StringIO())
     with contextlib.nullcontext() if places.is_main() else silent:
         for number, cell in enumerate(cells, 1):
@@ -327,10 +324,9 @@ def run(only: str | None = None) -> None:
     switches.take_shipped()
     places.check_room(places.run_dir())
     if not only:
-        profile = profiles.current().name
+        folder = places.show(places.run_dir())
         print(
-            f"profile {profile}, run folder {places.show(places.run_dir())}\n{places.NOTICE}",
-            flush=True,
+            f"profile {profiles.current().name}, run folder {folder}\n{places.NOTICE}", flush=True
         )
     display = Display(todo)
     for name in todo:

@@ -20,7 +20,7 @@ FAULTS = {
 }
 
 
-def read_prompt_file(path: str | Path) -> Callable[[str], list[dict[str, str]]]:
+def read_prompt_file(path: str | Path) -> Callable[[str], prompts.Turns]:
     """The `prompts.messages` of a prompt file in the released format.
 
     A last turn of the assistant that only opens the reasoning is left out: the chat template opens
@@ -34,14 +34,14 @@ def read_prompt_file(path: str | Path) -> Callable[[str], list[dict[str, str]]]:
         fault = FAULTS[type(error)].format(error)
         raise ValueError(f"{path}: {fault}") from error
 
-    def messages(note: str) -> list[dict[str, str]]:
+    def messages(note: str) -> prompts.Turns:
         text = prompts.messages(note)[-1]["content"]  # checked and neutralised
         return [turn | {"content": turn["content"].replace("{note}", text)} for turn in turns]
 
     return messages
 
 
-def _turns(text: str) -> list[dict[str, str]]:
+def _turns(text: str) -> prompts.Turns:
     lines = io.StringIO(text, newline=None)  # with every kind of line end as a line feed
     rows = csv.DictReader(lines, skipinitialspace=True, strict=True)
     columns = [name.strip().lower() for name in rows.fieldnames or []]

@@ -19,9 +19,8 @@ from helpers import profiles
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-REPOSITORY = (
-    "https://github.com/deepicd-course/deepicd-course"  # a test keeps it equal to pyproject.toml
-)
+# A test keeps it equal to pyproject.toml.
+REPOSITORY = "https://github.com/deepicd-course/deepicd-course"
 NOTICE = (
     "Research and teaching only: never for diagnosis, decision support, triage "
     "or unsupervised coding."
@@ -101,7 +100,7 @@ def progress(items: Iterable[Any] | int, label: str) -> tqdm:
 def read(path: Path) -> dict[str, Any]:
     """A JSON file, {} where it is missing or broken."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

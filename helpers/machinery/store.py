@@ -16,8 +16,6 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +39,8 @@ class Artefact:
     work: Path
     why: str = ""
     label: str = ""
-    inputs: dict[str, Any] = field(default_factory=dict, repr=False)
-    lock: Any = field(default=None, repr=False)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    lock: Any = None
 
     def finish(self) -> Path:
         """Move what was written to `part` into its place and return the place; checkpoints go.
@@ -180,7 +178,7 @@ def why_stale(path: Path, inputs: dict[str, Any]) -> str:
 
 def _changes(before: Any, now: Any) -> list[str]:
     """Names of the entries that differ, of nested dicts the innermost."""
-    names: dict[str, None] = {}
+    names = {}  # in their order, each once
     for name in before | now:
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
@@ -240,14 +238,13 @@ def _is_readable(checkpoint: Path) -> bool:
     return all(zipfile.is_zipfile(file) for file in pickles)
 
 
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold a file that several processes change in turn; the others wait."""
+def lock(path: Path) -> Any:
+    """A lock on a file that several processes of this machine change in turn; `with` waits for
+    it."""
     from filelock import FileLock
 
     name = f"icd-{digest(str(path.absolute()))[:16]}.lock"
-    with FileLock(Path(tempfile.gettempdir()) / name):
-        yield
+    return FileLock(Path(tempfile.gettempdir()) / name, is_singleton=True)
 
 
 def _locked(path: Path, wait: bool) -> Any:
@@ -256,12 +253,12 @@ def _locked(path: Path, wait: bool) -> Any:
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
+    held = FileLock(path, is_singleton=True, fallback_to_soft=False)
     seconds = 0
     while True:
         try:
-            lock.acquire(timeout=seconds)
-            return lock
+            held.acquire(timeout=seconds)
+            return held
         except Timeout:
             if not wait:
                 return None
@@ -270,8 +267,7 @@ def _locked(path: Path, wait: bool) -> Any:
                 f"{path.stem}: another process is making it, waiting (to take over, end that one)"
             )
         except OSError:  # a mounted drive without locks: then among the processes of this machine
-            name = f"icd-{digest(str(path))[:16]}.lock"
-            lock = FileLock(Path(tempfile.gettempdir()) / name, is_singleton=True)
+            held = lock(path)
 
 
 def _from_main(value: Any) -> Any:

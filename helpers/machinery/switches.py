@@ -35,7 +35,7 @@ SHIPPED = (
     "There was no run yet, so the finished one that ships with the course was copied there. "
     "FRESH=1 makes everything anew, FRESH=grpo one stage."
 )
-CHOSEN: list[str] = []  # the profile that this process was set up for
+CHOSEN = []  # the profile that this process was set up for
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -96,9 +96,8 @@ def _switch(profile: profiles.Profile) -> None:
         switches |= dict.fromkeys(OFFLINE, "1")
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the figures of the course are a CPU's
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 4
-        switches["OMP_NUM_THREADS"] = str(
-            min(4, cores)
-        )  # small matrices gain nothing from many cores
+        # Small matrices gain nothing from many cores.
+        switches["OMP_NUM_THREADS"] = str(min(4, cores))
     for name, value in switches.items():
         os.environ.setdefault(name, value)
     libraries = "transformers|trl|peft|torch|bitsandbytes|accelerate"

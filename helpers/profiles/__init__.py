@@ -26,11 +26,8 @@ TINY_BASE = Path(__file__).parent.parent / "tiny_base"
 DRIVER = "/proc/driver/nvidia/version"
 LEAST_GB = {"gpu24": 21, "t4": 10}  # memory of a card, in GiB, from which a profile is chosen
 READING = ("base", "max_note_tokens", "max_prompt_tokens", "max_new_tokens")
-LEAST = {
-    "max_steps": -1,
-    "warmup_steps": 0,
-    "beta": 0,
-}  # of what may be less than 1; max_steps -1: go by epochs
+# Of what may be less than 1; max_steps -1: go by epochs.
+LEAST = {"max_steps": -1, "warmup_steps": 0, "beta": 0}
 TEACHERS = ("template", "unsupervised", "oracle", "server", "server-oracle")
 SMOKE = "-smoke"
 STAGES = {  # the fields that the result of a stage depends on
@@ -60,15 +57,14 @@ class Profile:
     sft: dict[str, Any]
     grpo: dict[str, Any]
     inference: dict[str, Any]  # batch_tokens, cases (None: all test cases), constrained_cases
-    minutes: dict[str, float] = field(default_factory=dict)  # notebook -> minutes, where measured
-    peak_gb: dict[str, float] = field(
-        default_factory=dict
-    )  # notebook -> peak memory, where measured
+    # By notebook, where measured.
+    minutes: dict[str, float] = field(default_factory=dict)
+    peak_gb: dict[str, float] = field(default_factory=dict)
 
     def batch_size(self, samples: int = 1) -> int:
         """Cases that are answered at once, with so many completions each."""
         tokens = self.max_prompt_tokens + self.max_new_tokens
-        return max(1, max(1, self.inference["batch_tokens"] // tokens) // samples)
+        return max(1, self.inference["batch_tokens"] // tokens // samples)
 
     def expected(self, notebook: str) -> str:
         """`about 4 min`, `under a minute` or `time not measured`."""
@@ -130,7 +126,7 @@ class Profile:
 def read(path: Path) -> Profile:
     """The profile of a YAML file. Raises ValueError naming the file and what is missing, unknown or
     of the wrong kind."""
-    record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    record = yaml.safe_load(path.read_bytes())
     try:
         profile = Profile(name=path.stem, **record)
         for each in dataclasses.fields(profile):
@@ -161,7 +157,7 @@ def fingerprint(base: str) -> str:
     if not folder.is_dir():
         return base
     if (folder / "manifest.json").is_file():
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "manifest.json").read_bytes())
         mark = json.dumps(manifest.get("files", manifest)).encode()  # not how it was made
     else:
         files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
@@ -195,7 +191,7 @@ def choose(gpu_memory: float | None) -> str:
     """Name of the profile for a card with so many GiB; None: no card. `paper` takes weeks and is
     never chosen for you."""
     for name, least in LEAST_GB.items():
-        if gpu_memory is not None and gpu_memory >= least:
+        if (gpu_memory or 0) >= least:
             return name
     return "tiny"
 
@@ -226,7 +222,7 @@ def gpu_gb() -> float | None:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     places = (DRIVER, "/dev/nvidiactl", "/dev/dxg")
-    may_have_driver = os.name == "nt" or any(os.path.exists(path) for path in places)
+    may_have_driver = os.name == "nt" or any(map(os.path.exists, places))
     if not may_have_driver or visible in ("", "-1"):
         return None
     return _ask_torch(visible)

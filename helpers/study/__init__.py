@@ -41,8 +41,11 @@ class Arm:
 
     start: the arm whose adapter it goes on from; None: the base. rewards: GRPO with these
     (`rewards.named`), weighted by `weights`; none: SFT. taught: what SFT sees: "traces" of half of
-    the cases, the "codes" of all, or traces and the start's "own" right answers. habit: the
-    teacher's. longer: times the steps of the profile. core: one of the five main arms.
+    the cases, the "codes" of all, or traces and the start's "own" right answers. Two arms train the
+    start's adapter on the labels that GRPO spends: "samples", up to two right ones of eight
+    completions a note; "labels", the true code after the start's reasoning where that led to its
+    category, with the loss on the answer alone. habit: the teacher's. longer: times the steps of
+    the profile. changes: other arguments of the trainer. core: one of the five main arms.
     """
 
     about: str
@@ -53,6 +56,7 @@ class Arm:
     habit: float = traces.HABIT
     core: bool = True
     longer: float = 1.0
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 ARMS = {

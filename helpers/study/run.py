@@ -21,6 +21,7 @@ import pandas as pd
 from helpers import (
     casebook,
     hospital,
+    icd,
     inference,
     mimic,
     models,
@@ -88,13 +89,14 @@ def arguments(name: str, profile: Profile) -> dict[str, Any]:
         length = profile.max_prompt_tokens + profile.max_new_tokens
         stage = profile.sft | {"logging_steps": 5, "max_length": length}
         stage["train_sampling_strategy"] = "group_by_length"
-    return stage | {"max_steps": round(stage["max_steps"] * arm.longer), "optim": OPTIMISER}
+    steps = round(stage["max_steps"] * arm.longer)
+    return stage | {"max_steps": steps, "optim": OPTIMISER} | arm.changes
 
 
 def settings(name: str, profile: Profile) -> dict[str, Any]:
     """All that an arm's adapter depends on beside the seed; so too for the arm it starts from."""
     record = asdict(ARMS[name])
-    del record["about"], record["core"]
+    del record["about"], record["core"], record["changes"]  # the last are in `arguments`
     if record["start"]:
         record["start"] = settings(record["start"], profile)
     record["arguments"] = arguments(name, profile)
@@ -120,7 +122,7 @@ def train(
     """
     from peft import LoraConfig
     from transformers.trainer_utils import set_seed
-    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+    from trl import GRPOConfig, GRPOTrainer, SFTConfig
 
     set_seed(seed)  # LoRA draws its first weights before a trainer sets the seed
     arm = ARMS[name]
@@ -155,19 +157,45 @@ def train(
             callbacks=[*callbacks, training.HeldOut(watch_every, held_out_reward)],
         )
     else:
-        # Before the base is loaded: sampling moves the numbers that LoRA's weights are drawn from.
-        table = _traces(arm, cases, seed, start, profile)
-        model, tokenizer = models.load(profile, four_bit=profile.four_bit[stage])
-        trainer = SFTTrainer(
-            model=model,
-            args=SFTConfig(**config),
-            processing_class=tokenizer,
-            train_dataset=traces.sft_dataset(cases, table, tokenizer, profile.max_note_tokens),
-            peft_config=lora,
-            callbacks=callbacks,
+        trainer = _supervised(
+            name, seed, start, profile, cases, lora, args=SFTConfig(**config), callbacks=callbacks
         )
     training.run(trainer, artefact.work, stage)
     training.save(trainer, artefact.part)
+
+
+def _supervised(
+    name: str,
+    seed: int,
+    start: Path | None,
+    profile: Profile,
+    cases: pd.DataFrame,
+    lora: Any,
+    **options: Any,
+) -> Any:
+    """The SFTTrainer of an arm: of a new adapter, or of the start's on GRPO's labels."""
+    from trl import SFTTrainer
+
+    taught = ARMS[name].taught
+    goes_on = taught in ("samples", "labels")
+    # Before the base is loaded: sampling moves the numbers that LoRA's weights are drawn from.
+    table = _traces(ARMS[name], cases, seed, start, profile)
+    model, tokenizer = models.load(
+        profile,
+        start if goes_on else None,
+        four_bit=profile.four_bit["grpo" if goes_on else "sft"],
+        trainable=goes_on,
+    )
+    lessons = traces.sft_dataset(cases, table, tokenizer, profile.max_note_tokens)
+    if taught == "labels":
+        lessons = lessons.map(_code_alone, fn_kwargs={"tokenizer": tokenizer})
+    return SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=lessons,
+        peft_config=None if goes_on else lora,
+        **options,
+    )
 
 
 def _traces(
@@ -178,21 +206,56 @@ def _traces(
     Own: of two answers to each case without a trace, about GRPO's number of completions, the first
     that is right and well-formed.
     """
+    sampling = {"temperature": 1.0, "batch_size": 64, "seed": seed}
     if arm.taught == "codes":
         rows = [(case.hadm_id, CODE_ALONE, case.code, case.note) for case in cases.itertuples()]
         return traces.checked(rows)
+    if arm.taught == "samples":
+        spent = labels_of_grpo(cases, seed, profile)
+        answers = answer(start, spent, profile, samples=profile.grpo["num_generations"], **sampling)
+        return _right(answers, spent, "code").groupby("hadm_id").head(2)
+    if arm.taught == "labels":
+        spent = labels_of_grpo(cases, seed, profile)
+        lessons = _right(answer(start, spent, profile), spent, "category")
+        return lessons.drop(columns="code").merge(spent[["hadm_id", "code"]], on="hadm_id")
     half = cases.sample(frac=profile.traces_share, random_state=seed)
     table = traces.from_template(half, habit=arm.habit)
     if arm.taught == "own":
         others = cases[~cases["hadm_id"].isin(half["hadm_id"])]
-        sampling = {"samples": 2, "temperature": 1.0, "batch_size": 64, "seed": seed}
-        answers = answer(start, others, profile, **sampling)
-        answers = answers.merge(others[["hadm_id", "code"]], on="hadm_id")
-        is_well_formed = answers["completion"].map(lambda text: prompts.parse(text).is_well_formed)
-        right = answers[(answers["predicted"] == answers["code"]) & is_well_formed]
-        own = right.drop_duplicates("hadm_id").assign(kept=True, why=None)
-        table = pd.concat([table, own[list(traces.COLUMNS)]], ignore_index=True)
+        answers = answer(start, others, profile, samples=2, **sampling)
+        own = _right(answers, others, "code").drop_duplicates("hadm_id")
+        table = pd.concat([table, own], ignore_index=True)
     return table
+
+
+def labels_of_grpo(cases: pd.DataFrame, seed: int, profile: Profile) -> pd.DataFrame:
+    """The cases that GRPO sees with this seed, as trl's RepeatSampler draws them."""
+    import torch
+
+    stage = profile.grpo
+    batch = stage["per_device_train_batch_size"] * stage["gradient_accumulation_steps"]
+    count = stage["max_steps"] * batch // stage["num_generations"]
+    order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(seed))
+    return cases.iloc[order[:count].tolist()]
+
+
+def _right(answers: pd.DataFrame, cases: pd.DataFrame, level: str) -> pd.DataFrame:
+    """The well-formed answers that are right at this level, each text once, as a table of
+    traces."""
+    cut = icd.category if level == "category" else str
+    gold = answers["hadm_id"].map(cases.set_index("hadm_id")["code"])
+    is_well_formed = answers["completion"].map(lambda text: prompts.parse(text).is_well_formed)
+    is_right = answers["predicted"].map(cut, na_action="ignore") == gold.map(cut)
+    right = answers[is_right & is_well_formed].drop_duplicates(["hadm_id", "completion"])
+    right = right.assign(code=right["predicted"], kept=True, why=None)
+    return right[list(traces.COLUMNS)]
+
+
+def _code_alone(row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
+    """The lesson as text whose completion is the answer alone, without the reasoning."""
+    text = prompts.chat(tokenizer, [*row["prompt"], *row["completion"]])
+    prompt, tag, code = text.rpartition("<diagnosis>")
+    return {"prompt": prompt, "completion": tag + code}
 
 
 def answer(

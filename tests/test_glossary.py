@@ -56,7 +56,7 @@ ORDINARY = listed(
     for from gait given goals hands he head heart held her here his hold home in issue judge key
     known lab labs last left legs level line lines list lives log lower lung lungs lymph main major
     mood most motor mouth name nasal neck nerve new no nodes nose note of on organ other out pain
-    past per plan pre prior ray rays renal right risk sex she sign signs since skin spine start stay
+    past per plan post pre prior ray rays renal right risk sex she sign signs since skin spine start stay
     stop study stump take team test tests the their then there they this time to today tone tubes
     unit up upon upper urine use visit vital ward was were what when while why with work your"""
 )

@@ -69,6 +69,13 @@ def profile_arguments(root: Path) -> dict[str, set[str]]:
     return names
 
 
+def changes(root: Path) -> set[str]:
+    """The arguments that arms of the study change."""
+    file = root / "helpers" / "study" / "arms.yaml"
+    arms = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {name for arm in arms.values() for name in arm.get("changes", {})}
+
+
 def sources(root: Path) -> Iterator[tuple[str, ast.Module]]:
     """Name and syntax tree of each module of helpers/ and of each notebook's cells."""
     for file in sorted((root / "helpers").rglob("*.py")):
@@ -201,6 +208,7 @@ def passed(root: Path = ROOT) -> tuple[Passed, list[str]]:
     """What the course passes, and what in its calls could not be followed."""
     trees = list(sources(root))
     profile = profile_arguments(root)
+    followed = profile | {"changes": changes(root)}  # fields whose keys are known
     functions = {}
     for _, tree in trees:
         for node in ast.walk(tree):
@@ -216,7 +224,7 @@ def passed(root: Path = ROOT) -> tuple[Passed, list[str]]:
             name = callable_of(call) if isinstance(call, ast.Call) else ""
             if not name:
                 continue
-            reader = Reader(name, profile, functions)
+            reader = Reader(name, followed, functions)
             for word in call.keywords:
                 names = {word.arg} if word.arg else reader.keys(word.value, tree)
                 for argument in names:

@@ -158,7 +158,7 @@ def train(
         )
     else:
         trainer = _supervised(
-            name, seed, start, profile, cases, lora, args=SFTConfig(**config), callbacks=callbacks
+            name, seed, start, profile, cases, lora, SFTConfig(**config), callbacks
         )
     training.run(trainer, artefact.work, stage)
     training.save(trainer, artefact.part)
@@ -171,7 +171,8 @@ def _supervised(
     profile: Profile,
     cases: pd.DataFrame,
     lora: Any,
-    **options: Any,
+    config: Any,
+    callbacks: list[Any],
 ) -> Any:
     """The SFTTrainer of an arm: of a new adapter, or of the start's on GRPO's labels."""
     from trl import SFTTrainer
@@ -191,10 +192,11 @@ def _supervised(
         lessons = lessons.map(_code_alone, fn_kwargs={"tokenizer": tokenizer})
     return SFTTrainer(
         model=model,
+        args=config,
         processing_class=tokenizer,
         train_dataset=lessons,
         peft_config=None if goes_on else lora,
-        **options,
+        callbacks=callbacks,
     )
 
 
@@ -232,9 +234,9 @@ def labels_of_grpo(cases: pd.DataFrame, seed: int, profile: Profile) -> pd.DataF
     """The cases that GRPO sees with this seed, as trl's RepeatSampler draws them."""
     import torch
 
-    stage = profile.grpo
-    batch = stage["per_device_train_batch_size"] * stage["gradient_accumulation_steps"]
-    count = stage["max_steps"] * batch // stage["num_generations"]
+    grpo = profile.grpo
+    batch = grpo["per_device_train_batch_size"] * grpo["gradient_accumulation_steps"]
+    count = grpo["max_steps"] * batch // grpo["num_generations"]
     order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(seed))
     return cases.iloc[order[:count].tolist()]
 

@@ -71,6 +71,9 @@ def test_each_input_is_looked_at_once(places: Path, monkeypatch: pytest.MonkeyPa
     )
     assert not course.why_stale("metrics")
     assert len(looked) == len(set(looked)) <= 11
+    looked.clear()
+    assert not course.why_stale("answers/base", "answers/sft", "metrics")
+    assert len(looked) == len(set(looked)) <= 11, "of several, too"
 
 
 def test_the_stage_settings_of_a_profile_touch_their_own_stage_alone(
@@ -125,8 +128,11 @@ def test_fresh_makes_anew_and_need_does_not(
 
 def test_fresh_answers_means_those_of_every_model(places: Path, monkeypatch) -> None:
     make("answers/sft")
+    make("answers/My-Model")
     monkeypatch.setenv("FRESH", "answers")
     assert course.artefact("answers/sft").why
+    monkeypatch.setenv("FRESH", "answers/My-Model")
+    assert course.artefact("answers/My-Model").why and not course.artefact("answers/sft").why
 
 
 # ----------------------------------------------------------------------------------- the reader's data

@@ -61,18 +61,20 @@ def artefact(
 def is_fresh(*names: str) -> bool:
     """Whether FRESH asks for one of these to be made anew."""
     words = {word.strip() for word in os.environ.get("FRESH", "").lower().split(",")}
-    return bool(words & {"1", "all", "true", *names, *(name.split("/")[0] for name in names)})
+    named = {*names, *(name.split("/")[0] for name in names)}
+    return bool(words & {"1", "all", "true", *(name.lower() for name in named)})
 
 
-def why_stale(reference: str) -> str:
-    """Why an artefact cannot be loaded as it is, in words; "" where it is whole and all that it is
-    made from is unchanged.
+def why_stale(*references: str) -> str:
+    """Why the first of these artefacts that is stale cannot be loaded as it is, in words; "" where
+    all are whole and all that they are made from is unchanged.
 
     Its settings are those it was made with. Raises FileNotFoundError where ICD_DATA_DIR names no
     data.
     """
     why = functools.cache(lambda each: _why_stale(each, why))  # each artefact is looked at once
-    return why(reference.removesuffix(f"@{BASELINE}"))
+    reasons = (why(each.removesuffix(f"@{BASELINE}")) for each in references)
+    return next(filter(None, reasons), "")
 
 
 def _why_stale(reference: str, why: Callable[[str], str]) -> str:

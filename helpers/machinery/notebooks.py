@@ -88,7 +88,7 @@ def up_to_date(notebook: str) -> bool:
     record = places.read(executed.with_name(f".{notebook}.json"))
     if not executed.is_file() or record.get("inputs") != _inputs(notebook):
         return False
-    return not any(map(artefacts.why_stale, makes(notebook)))
+    return not artefacts.why_stale(*makes(notebook))
 
 
 class Display:

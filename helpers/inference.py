@@ -231,6 +231,8 @@ class CodeTrie:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, codes: Iterable[str]) -> None:
         texts = [f"{icd.dotted(code)}{prompts.CLOSE}" for code in codes]
+        if not texts:
+            raise ValueError("valid_codes is empty: name the codes that may be answered.")
         letters = set("".join(texts))
         before = tokenizer(">", add_special_tokens=False)["input_ids"][-1:]
         # At the start of a text, some decoders drop a blank.

@@ -126,6 +126,22 @@ def test_fresh_makes_anew_and_need_does_not(
     assert course.need("sft").is_dir()
 
 
+@pytest.mark.parametrize("fresh", ["stf", "sft,grop", "03_lora_sft", "2", "sft grpo"])
+def test_fresh_for_a_stage_that_there_is_not_is_an_error(
+    places: Path, monkeypatch, fresh: str
+) -> None:
+    make("sft")
+    monkeypatch.setenv("FRESH", fresh)
+    with pytest.raises(ValueError, match=r"no such stage. There are data, cases, traces, sft"):
+        course.artefact("sft")
+
+
+@pytest.mark.parametrize("fresh", ["submit", "sft@small_r", "answers/My-Model,0", "all"])
+def test_fresh_takes_what_can_be_made(places: Path, monkeypatch, fresh: str) -> None:
+    monkeypatch.setenv("FRESH", fresh)
+    assert course.artefact("cases").why
+
+
 def test_fresh_answers_means_those_of_every_model(places: Path, monkeypatch) -> None:
     make("answers/sft")
     make("answers/My-Model")

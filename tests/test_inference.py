@@ -335,6 +335,12 @@ def test_the_trie_leaves_only_known_codes(loaded) -> None:
         assert prompts.parse(tokenizer.decode(ids[0])).code in codes
 
 
+def test_no_code_that_may_be_answered_is_an_error(loaded, cases: pd.DataFrame) -> None:
+    for codes in ([], pd.Series(dtype=str), iter(())):
+        with pytest.raises(ValueError, match="valid_codes is empty"):
+            inference.predict(*loaded, cases, valid_codes=codes)
+
+
 def test_the_trie_leaves_everything_else_alone(loaded) -> None:
     _, tokenizer = loaded
     trie = inference.CodeTrie(tokenizer, ["I10"])
@@ -507,13 +513,13 @@ def plain_reference(model, tokenizer, cases, size, samples=1, codes=None, seed=N
             [texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False
         )
         width = batch["input_ids"].shape[1]
-        trie = inference.CodeTrie(tokenizer, codes or [])
+        trie = [inference.CodeTrie(tokenizer, codes)] if codes else []
         with torch.no_grad():
             out = model.generate(
                 **batch,
                 max_new_tokens=24,
                 num_return_sequences=samples,
-                logits_processor=[trie],
+                logits_processor=trie,
                 pad_token_id=tokenizer.pad_token_id,
                 **sampling,
             )

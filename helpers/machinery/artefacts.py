@@ -29,6 +29,7 @@ NOTEBOOKS = {  # artefact -> the notebook that makes it, in the order of the cou
     "answers": "05_inference",
     "metrics": "06_hierarchical_f1_analysis",
 }
+EVERY = ("1", "all", "true")  # FRESH for every stage
 VERSION = "version of the course"
 WITHOUT_EFFECT = ("name", "save_steps", "save_total_limit", "logging_steps")  # on any result
 
@@ -59,10 +60,16 @@ def artefact(
 
 
 def is_fresh(*names: str) -> bool:
-    """Whether FRESH asks for one of these to be made anew."""
+    """Whether FRESH asks for one of these to be made anew.
+
+    Raises ValueError for a stage that there is not.
+    """
     words = {word.strip() for word in os.environ.get("FRESH", "").lower().split(",")}
+    stages = {word.split("/")[0].split("@")[0] for word in words}
+    if unknown := stages - {*NOTEBOOKS, *EVERY, "", "0", "submit"}:
+        raise ValueError(f"FRESH={unknown.pop()}: no such stage. There are {', '.join(NOTEBOOKS)}.")
     named = {*names, *(name.split("/")[0] for name in names)}
-    return bool(words & {"1", "all", "true", *(name.lower() for name in named)})
+    return bool(words & {*EVERY, *(name.lower() for name in named)})
 
 
 def why_stale(*references: str) -> str:

@@ -71,7 +71,10 @@ _VOCABULARY = _LATER_WORDS | _words_of("headings", "labels", "list", "synonyms")
 
 _CHARACTERS = {0x200B: None, 0xFEFF: None, 0xFF1A: ":"}
 _MARKS = " =*#~<>[](){}|•·-–—+\"'`."  # what people put around a heading
-_ITEM = re.compile(r"(?:\d{1,2}(?:[.)]| ?[-–:](?= ))|[-–•·#*+] ?(?=\w)) *(?=\D)")  # of a list
+_ITEM = re.compile(  # of a list
+    r"(?:(?:\d{1,2}|[IVX]{1,4})[.)]|\d{1,2} ?[-–:](?= )|[-–•·#*+] ?(?=\w)"
+    r"|(?i:section|part) (?:\d{1,2}|[IVX]{1,4})(?:[.)]|:(?= ))) *(?=\D)"
+)
 _INITIALS = re.compile(r"\b([a-z])[./& ]+(?=[a-z]\b)")  # "H.P.I.", "A/P", "d/c"
 _LETTER = re.compile(r"[^\W\d]")
 _WORD = re.compile(r"[a-z0-9]+|(?<!\()___")

@@ -54,6 +54,9 @@ MASKED = [
     "3- Hospital Course:",
     "3: Hospital Course:",
     "4 - Discharge Diagnosis",
+    "II) Hospital course",
+    "Section 5: Hospital Course",
+    "Part II: Hospital Course",
     "Brief Hosp Course",
     "Post-discharge plan",
     "HD3:",
@@ -237,6 +240,10 @@ def test_a_later_heading_with_its_text_on_the_same_line_ends_the_exam(line: str)
         ("HPI", "Hospital Course by System"),
         ("PMH", "3- Hospital Course"),
         ("PMH", "Post-discharge plan"),
+        ("HPI", "V. hospital course"),
+        ("HPI", "XI) hospital course"),
+        ("PMH", "Section 5: Hospital Course"),
+        ("PMH", "PART II: HOSPITAL COURSE"),
     ],
 )
 def test_a_later_heading_without_a_colon_ends_a_story(open_section: str, line: str) -> None:
@@ -244,7 +251,18 @@ def test_a_later_heading_without_a_colon_ends_a_story(open_section: str, line: s
 
 
 @pytest.mark.parametrize(
-    "line", ["2 - 3 pillows", "12: normal", "1- CAD: stable", "post nasal drip", "HD on MWF"]
+    "line",
+    [
+        "2 - 3 pillows",
+        "12: normal",
+        "1- CAD: stable",
+        "post nasal drip",
+        "HD on MWF",
+        "V. tach in 2019",
+        "X. ray was clear",
+        "IV. iron each month",
+        "part II of a trial",
+    ],
 )
 def test_numbers_and_everyday_words_of_a_history_are_no_headings(line: str) -> None:
     assert notes.sections(f"PMH:\nCAD\n{line}\nstroke\n") == {

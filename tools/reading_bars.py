@@ -36,21 +36,23 @@ LEVELS = ("full", "category", "chapter")
 FORMS = ("reasons", "list", "codes")
 
 
-def cases_of(folder: Path, admissions: int) -> pd.DataFrame:
-    """The cases of the hospital with reading 1, which is written where it is missing."""
+def cases_of(folder: Path, admissions: int, reading: float) -> pd.DataFrame:
+    """The cases of the hospital with this reading, which is written where it is missing."""
     if not folder.exists():
-        hospital.write(folder, admissions=admissions, seed=SEED, reading=1.0)
+        hospital.write(folder, admissions=admissions, seed=SEED, reading=reading)
     return mimic.build_cases(folder, seed=SEED)
 
 
-def lessons(cases: pd.DataFrame, form: str, misread: float, told: bool) -> pd.DataFrame:
+def lessons(
+    cases: pd.DataFrame, form: str, reading: float, misread: float, told: bool
+) -> pd.DataFrame:
     """What SFT is taught about cases: the table of traces.
 
     form: reasons, the template of the course; list, the template with everything that the note
     states of the patient now instead of the findings that speak for the code; codes, no reasons.
     told: the gold code takes the place of the teacher's.
     """
-    table = traces.from_template(cases, habit=0.0, reading=1.0, misread=misread)
+    table = traces.from_template(cases, habit=0.0, reading=reading, misread=misread)
     gold = cases["code"].to_numpy()
     rows = []
     for note, trace, code in zip(cases["note"], table.itertuples(), gold, strict=True):
@@ -118,7 +120,8 @@ def count_words(train: pd.DataFrame, test: pd.DataFrame) -> pd.Series:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One row: what was trained, and how it answers the validation notes."""
     cpu.keep_memory()
-    cases = cases_of(arguments.hospital, arguments.admissions)
+    folder = arguments.hospital or Path(f"build/hospital2-{SEED}-reading-{arguments.reading}")
+    cases = cases_of(folder, arguments.admissions, arguments.reading)
     train = cases[cases["split"] == "train"]
     if arguments.labels < len(train):
         train = train.sample(arguments.labels, random_state=SEED)
@@ -131,7 +134,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         lora={"r": arguments.rank, "lora_alpha": 2 * arguments.rank},
         sft={"max_steps": arguments.steps, "learning_rate": arguments.lr},
     )
-    table = lessons(train, arguments.form, arguments.misread, arguments.told)
+    table = lessons(train, arguments.form, arguments.reading, arguments.misread, arguments.told)
     began = time.time()
     name = f"{arguments.form}-{arguments.labels}-{arguments.steps}-{arguments.rank}"
     out = places.run_dir().parent / "reading-bars" / f"{name}-{int(began)}"
@@ -150,6 +153,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     taught = (table["code"].to_numpy() == train["code"].to_numpy()).mean()
     row = {
         **{key: getattr(arguments, key) for key in ("form", "labels", "steps", "rank", "lr")},
+        "reading": arguments.reading,
         "misread": arguments.misread,
         "told": arguments.told,
         "taught_right": taught,
@@ -172,7 +176,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, default=Path("build/reading-base"))
     parser.add_argument("--mark", default="", help="what the base is called in the table")
-    parser.add_argument("--hospital", type=Path, default=Path("build/hospital2-0"))
+    parser.add_argument("--reading", type=float, default=1.0)
+    parser.add_argument("--hospital", type=Path, help="a folder; written where it is missing")
     parser.add_argument("--admissions", type=int, default=6000)
     parser.add_argument("--labels", type=int, default=1888, help="training notes with a code")
     parser.add_argument("--cases", type=int, default=539, help="validation notes")

@@ -5,6 +5,9 @@ findings speak for which diagnosis and code. Exercises ask of the notes of *othe
 the patient has now, what somebody else had, what is absent, on which side. No note is followed by
 its diagnosis, its title or its code, and the course's answer format is never used: only the
 course's own cases join the two. A killed run goes on where it stopped.
+
+`--start helpers/tiny_base`: the base that ships learns to read instead. It has read notes of
+hospitals with reading 0 that its first corpus follows with their codes, and goes on to read some.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import yaml
 from helpers import casebook, hospital, icd, notes
 from helpers.casebook import language
 from helpers.machinery import cpu
+from tools import tiny_base
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +69,12 @@ def documents(
     codes = rng.choice(book.codes, size=count, p=weights / weights.sum())
     rows = [_row(str(code), rng) for code in codes]
     summaries = hospital.summaries(rows, seed)
+    first_corpus = tiny_base.documents(count, seed)
     for kind, row, summary in zip(drawn, rows, summaries, strict=True):
         note = notes.admission_note(summary)
-        if kind in ("exercise", "drill") and note and _is_legible(note, row):
+        if kind == "replay":
+            yield Document(next(first_corpus))
+        elif kind in ("exercise", "drill") and note and _is_legible(note, row):
             is_drill = kind == "drill" and quotes(note)
             yield _drill(note, rng) if is_drill else _exercise(note, rng)
         elif kind == "vignettes":
@@ -385,6 +392,7 @@ def _drill(note: str, rng: np.random.Generator) -> Document:
 MICRO = 2  # batches of documents to a step, so that a step has more than one kind of document
 BATCH_TOKENS = 2048
 RATES = {"adamw": 2e-3, "muon": 0.02}  # AdamW alone, or Muon for the matrices of the layers
+SECOND_HEIGHT = 0.3  # of the rates, for a base that has learnt the rest
 SAVE_EVERY = 300  # seconds
 WARMUP = 60
 CONSTANT = 0.6  # of the steps, then down to 0
@@ -408,17 +416,19 @@ def encode(
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, number: int, progress: float
+    tokenizer: PreTrainedTokenizerBase, number: int, progress: float, kinds: dict[str, float] | None
 ) -> list[list[tuple[list[int], list[float]]]]:
     """The documents of one hospital in batches of like length, in an order of its own.
 
-    progress: the share of the training that is over. At first come drills and vignettes alone, at
-    the end diagnoses as common as they are in the course.
+    progress: the share of the training that is over. kinds: the share of each kind of document; by
+    default drills and vignettes alone at first, then those of the recipe. At the end diagnoses are
+    as common as they are in the course.
     """
     rng = np.random.default_rng([number, 13])
     ends = [tokenizer.convert_tokens_to_ids("<|endoftext|>"), tokenizer.eos_token_id]
     first = RECIPE["first"]
-    kinds = first["kinds"] if progress < first["until"] else RECIPE["kinds"]
+    if kinds is None:
+        kinds = first["kinds"] if progress < first["until"] else RECIPE["kinds"]
     even = 0.5 if progress < AS_THEY_ARE else 1.0
     texts = documents(DOCUMENTS, number, even=even, kinds=kinds)
     encoded = [encode(text, tokenizer, int(rng.choice(ends))) for text in texts]
@@ -566,10 +576,9 @@ class Muon:
         self.momenta = state["momenta"]
 
 
-def optimizers_of(model: PreTrainedModel, kind: str) -> list[Any]:
-    """The optimizers of a model, each with its highest rate as `highest` in its groups."""
-    from tools import tiny_base
-
+def optimizers_of(model: PreTrainedModel, kind: str, height: float = 1.0) -> list[Any]:
+    """The optimizers of a model, each with its highest rate (times height) as `highest` in its
+    groups."""
     rates = RATES["adamw"]
     adam = tiny_base._optimizer(model, rates)
     made: list[Any] = [adam]
@@ -585,26 +594,34 @@ def optimizers_of(model: PreTrainedModel, kind: str) -> list[Any]:
         made.append(Muon(matrices, RATES["muon"]))
     for optimizer in made:
         for group in optimizer.param_groups:
-            group["highest"] = group["lr"]
+            group["highest"] = height * group["lr"]
     return made
 
 
-def train(out: Path, steps: int, seed: int, threads: int, minutes: float, kind: str) -> None:
+def train(
+    out: Path,
+    steps: int,
+    seed: int,
+    threads: int,
+    minutes: float,
+    kind: str,
+    start: Path | None = None,
+) -> None:
     """Train for `steps`, or until so many minutes of this call are over.
 
-    Goes on where it stopped.
+    Goes on where it stopped. start: the folder of a base that learns to read after it has learnt
+    the rest, at a lower rate and with documents of its first corpus among the exercises.
     """
     import torch
-
-    from tools import tiny_base
 
     cpu.keep_memory()
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = new(out)
+    model, tokenizer = new(out, start)
+    kinds = RECIPE["second"] if start else None
     model.set_attn_implementation("eager")
-    optimizers = optimizers_of(model, kind)
+    optimizers = optimizers_of(model, kind, SECOND_HEIGHT if start else 1.0)
     state: dict[str, Any] = {"step": 0, "number": HOSPITAL_SEED, "position": 0, "log": []}
     state |= {"tokens": 0, "minutes": 0.0, "begun": 0.0}
     saved = out / "training.pt"
@@ -629,7 +646,7 @@ def train(out: Path, steps: int, seed: int, threads: int, minutes: float, kind: 
                 if queue:  # else it goes on in the midst of one
                     state |= {"number": state["number"] + 1, "position": 0}
                     state["begun"] = state["step"] / steps
-                queue = batches(tokenizer, state["number"], state["begun"])
+                queue = batches(tokenizer, state["number"], state["begun"], kinds)
             batch = queue[state["position"]]
             state["position"] += 1
             loss = learn(model, batch, pad) / MICRO
@@ -672,12 +689,18 @@ def save_state(
     part.replace(path)
 
 
-def new(out: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that knows nothing but can copy, and its tokenizer: that in `out`, or a new one."""
+def new(out: Path, start: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that knows nothing but can copy, and its tokenizer: that in `out`, or a new one.
+
+    start: instead, the base in this folder.
+    """
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-    from tools import tiny_base
-
+    if start:
+        return (
+            Qwen2ForCausalLM.from_pretrained(str(start)),
+            AutoTokenizer.from_pretrained(str(start)),
+        )
     if (out / "tokenizer.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(str(out))
     else:
@@ -788,6 +811,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="the base that learns to read, by default none")
     parser.add_argument("--optimizer", dest="kind", choices=list(RATES), default="muon")
     parser.add_argument(
         "--minutes", type=float, default=1e9, help="stop after these, to go on later"

@@ -7,10 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from helpers import casebook, icd
 from helpers.profiles import TINY_BASE
-from tools import reading_base
+from tools import reading_base, tiny_base
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +112,32 @@ def test_in_a_vignette_only_findings_before_the_code_count_less() -> None:
     assert before > 200 and after > 10
 
 
+def test_what_a_base_goes_on_to_read_is_of_its_first_corpus() -> None:
+    again = reading_base.documents(30, 1504, kinds={"replay": 1.0})
+    assert [document.text for document in again] == list(tiny_base.documents(30, 1504))
+    mixed = list(reading_base.documents(60, 1504, kinds=reading_base.RECIPE["second"]))
+    first = set(tiny_base.documents(60, 1504))
+    assert 5 < sum(document.text in first for document in mixed) < 30
+
+
+def test_a_base_that_goes_on_starts_with_what_it_has_learnt_and_a_lower_rate(tmp_path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    model, tokenizer = reading_base.new(tmp_path, TINY_BASE)
+    before = load_file(TINY_BASE / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], before[name].float()) for name in before)
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(TINY_BASE).get_vocab()
+    rates = [
+        [g["highest"] for o in reading_base.optimizers_of(model, "muon", h) for g in o.param_groups]
+        for h in (1.0, 0.3)
+    ]
+    assert rates[1] == pytest.approx([0.3 * rate for rate in rates[0]])
+
+
 @pytest.mark.slow
-def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("start", [None, TINY_BASE])
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, start) -> None:
     import torch
 
     monkeypatch.setattr(reading_base, "DOCUMENTS", 3)
@@ -132,9 +157,9 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch) 
             monkeypatch.setattr(reading_base, "save_state", stopped)
             monkeypatch.setattr(reading_base, "SAVE_EVERY", 0)
             with pytest.raises(KeyboardInterrupt):
-                reading_base.train(folder, 4, 0, 2, 1e9, "muon")
+                reading_base.train(folder, 4, 0, 2, 1e9, "muon", start)
         monkeypatch.setattr(reading_base, "save_state", save)
-        reading_base.train(folder, 4, 0, 2, 1e9, "muon")
+        reading_base.train(folder, 4, 0, 2, 1e9, "muon", start)
         return torch.load(folder / "training.pt", weights_only=False)
 
     for name in ("whole", "killed"):

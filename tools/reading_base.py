@@ -697,10 +697,8 @@ def new(out: Path, start: Path | None = None) -> tuple[PreTrainedModel, PreTrain
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     if start:
-        return (
-            Qwen2ForCausalLM.from_pretrained(str(start)),
-            AutoTokenizer.from_pretrained(str(start)),
-        )
+        model = Qwen2ForCausalLM.from_pretrained(str(start), dtype="float32")
+        return model, AutoTokenizer.from_pretrained(str(start))
     if (out / "tokenizer.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(str(out))
     else:

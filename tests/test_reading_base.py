@@ -128,7 +128,8 @@ def test_a_base_that_goes_on_starts_with_what_it_has_learnt_and_a_lower_rate(tmp
     before = load_file(TINY_BASE / "model.safetensors")
     assert all(torch.equal(model.state_dict()[name], before[name].float()) for name in before)
     assert model.dtype == torch.float32, "half the digits would be lost, at a ninth of the speed"
-    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(TINY_BASE).get_vocab()
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(tmp_path).get_vocab()
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template
     rates = [
         [g["highest"] for o in reading_base.optimizers_of(model, "muon", h) for g in o.param_groups]
         for h in (1.0, 0.3)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -697,6 +698,8 @@ def new(out: Path, start: Path | None = None) -> tuple[PreTrainedModel, PreTrain
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     if start:
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(start / file, out)
         model = Qwen2ForCausalLM.from_pretrained(str(start), dtype="float32")
         return model, AutoTokenizer.from_pretrained(str(start))
     if (out / "tokenizer.json").is_file():

@@ -120,6 +120,19 @@ def test_what_a_base_goes_on_to_read_is_of_its_first_corpus() -> None:
     assert 5 < sum(document.text in first for document in mixed) < 30
 
 
+def test_a_labelled_note_is_followed_by_its_own_findings_and_its_code() -> None:
+    coded = quoted = 0
+    for document in reading_base.documents(30, 1505, kinds={"labelled": 1.0}):
+        ((begin, end),) = document.notes
+        note, said = document.text[begin:end], document.text[end:]
+        own = {quote.words for quote in reading_base.quotes(note) if quote.state == ""}
+        coded += any(code in said for code in casebook.casebook().codes)
+        quoted += any(words in said for words in own)
+        others = {quote.words for quote in reading_base.quotes(note)} - own
+        assert not any(f"; {words}" in said for words in others)
+    assert coded == 30 and quoted > 25
+
+
 def test_a_base_that_goes_on_starts_with_what_it_has_learnt_and_a_lower_rate(tmp_path) -> None:
     import torch
     from safetensors.torch import load_file

@@ -75,6 +75,8 @@ def documents(
         note = notes.admission_note(summary)
         if kind == "replay":
             yield Document(next(first_corpus))
+        elif kind == "labelled" and note:
+            yield _labelled(note, row, rng)
         elif kind in ("exercise", "drill") and note and _is_legible(note, row):
             is_drill = kind == "drill" and quotes(note)
             yield _drill(note, rng) if is_drill else _exercise(note, rng)
@@ -95,6 +97,20 @@ def _row(code: str, rng: np.random.Generator) -> dict[str, Any]:
     sex = "M" if rng.random() < book.male[book.codes.index(code)] else "F"
     row = casebook.draw_note(code, spins, rng, float(rng.uniform(0.5, 1)))
     return row | {"code": code, "sex": sex, "author": int(rng.integers(4))}
+
+
+def _labelled(note: str, row: dict[str, Any], rng: np.random.Generator) -> Document:
+    """A note and what a case conference said of it, as in the first corpus: with its code."""
+    own = {q.finding: q.words for q in reversed(quotes(note)) if q.state == ""}
+    findings, detail = casebook.evidence(row["code"], own, int(rng.integers(2, 5)))
+    names = _names(row["code"], row["sex"])
+    said = _one(tiny_base.RECIPE["conference"], rng).format(
+        **names,
+        Chapter=names["chapter"],
+        key="; ".join(own[name] for name in findings) or "nothing specific",
+        detail=own.get(detail, "none"),
+    )
+    return Document(f"{note}\n\n{said}", ((0, len(note)),))
 
 
 def _is_legible(note: str, row: dict[str, Any]) -> bool:
@@ -607,11 +623,13 @@ def train(
     minutes: float,
     kind: str,
     start: Path | None = None,
+    mixture: str = "second",
 ) -> None:
     """Train for `steps`, or until so many minutes of this call are over.
 
     Goes on where it stopped. start: the folder of a base that learns to read after it has learnt
-    the rest, at a lower rate and with documents of its first corpus among the exercises.
+    the rest, at a lower rate and with documents of its first corpus among the exercises. mixture:
+    "second", or "labelled" with notes that must be read, followed by their codes.
     """
     import torch
 
@@ -620,7 +638,7 @@ def train(
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = new(out, start)
-    kinds = RECIPE["second"] if start else None
+    kinds = RECIPE[mixture] if start else None
     model.set_attn_implementation("eager")
     optimizers = optimizers_of(model, kind, SECOND_HEIGHT if start else 1.0)
     state: dict[str, Any] = {"step": 0, "number": HOSPITAL_SEED, "position": 0, "log": []}
@@ -813,6 +831,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--start", type=Path, help="the base that learns to read, by default none")
+    parser.add_argument("--mixture", choices=["second", "labelled"], default="second")
     parser.add_argument("--optimizer", dest="kind", choices=list(RATES), default="muon")
     parser.add_argument(
         "--minutes", type=float, default=1e9, help="stop after these, to go on later"

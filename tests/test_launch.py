@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def launch(root: Path, name: str, config: str | Path = "configs/ddp.yaml") -> st
         f"CONFIG={config}",
     ]
     recipe = subprocess.run(make, cwd=small.ROOT, text=True, capture_output=True, check=True).stdout
-    command = recipe.splitlines()[-1].split()
+    command = shlex.split(recipe.splitlines()[-1])
     assert command[0] == ".venv/bin/python", recipe
     done = subprocess.run(
         [sys.executable, *command[1:]],

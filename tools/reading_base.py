@@ -8,6 +8,7 @@ course's own cases join the two. A killed run goes on where it stopped.
 
 `--start helpers/tiny_base`: the base that ships learns to read instead. It has read notes of
 hospitals with reading 0 that its first corpus follows with their codes, and goes on to read some.
+`--mixture labelled` also follows notes that must be read with their codes.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def is_fresh(*names: str) -> bool:
     words = {word.strip() for word in os.environ.get("FRESH", "").lower().split(",")}
     stages = {word.split("/")[0].split("@")[0] for word in words}
     if unknown := stages - {*NOTEBOOKS, *EVERY, "", "0", "submit"}:
-        raise ValueError(f"FRESH={unknown.pop()}: no such stage. There are {', '.join(NOTEBOOKS)}.")
+        raise ValueError(f"FRESH={min(unknown)}: no such stage. There are {', '.join(NOTEBOOKS)}.")
     named = {*names, *(name.split("/")[0] for name in names)}
     return bool(words & {*EVERY, *(name.lower() for name in named)})
 

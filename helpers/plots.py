@@ -206,7 +206,8 @@ def _curves(ax: Axes, log: pd.DataFrame, lines: Mapping[str, tuple[str, str]], t
 
 
 def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = None) -> Any:
-    """A TrainerCallback that redraws one figure in the notebook at every k-th log, and at the end.
+    """A TrainerCallback that redraws one figure in the notebook at every k-th log. At the end it
+    makes room for the figure of the saved log.
 
     A log with a reward gets `grpo_panel`, another `training_curve`, unless `draw` says otherwise.
     `.rows` holds a dict for each log. A picture that fails never stops a training: it warns.
@@ -223,11 +224,7 @@ def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = No
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             self.rows.append({"step": state.global_step, **(logs or {})})
-            if len(self.rows) % every == 0:
-                self.on_train_end(args, state, control)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            if not (get_ipython() and self.rows and state.is_world_process_zero):
+            if len(self.rows) % every or not (get_ipython() and state.is_world_process_zero):
                 return
             log = pd.DataFrame(self.rows)
             picture = draw or (grpo_panel if "reward" in log else training_curve)
@@ -238,5 +235,9 @@ def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = No
                     self.handle = display.display(picture(log), display_id=True)
             except Exception as error:  # hours of training must not be lost to a picture
                 warnings.warn(f"live_plot: {type(error).__name__}: {error}", stacklevel=2)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            if self.handle:
+                self.handle.update(display.Markdown("*Training is over; its curves are below.*"))
 
     return LivePlot()

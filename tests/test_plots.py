@@ -449,10 +449,12 @@ def test_bars_of_scores_print_score_ceiling_and_number_of_classes(tables):
 def test_names_of_siblings_begin_with_their_codes():
     pairs = pd.DataFrame([["I63511", "I63512", 5, 9, 2.0, 8.0]])
     pairs.columns = ["gold", "predicted", "cases", "of", "low", "high"]
-    (name,) = pairs_figure(pairs).axes[0].get_yticklabels()
-    truth, answer = name.get_text().split("\n→ ")
+    count, names = (text.get_text() for text in pairs_figure(pairs).axes[0].texts)
+    truth, answer = names.split("\n→ ")
+    assert count == "5 of 9"
     assert truth.startswith("I63.511 Cerebral") and answer.startswith("I63.512 Cerebral")
-    assert max(len(truth), len(answer)) <= 46
+    assert "right" in truth and "left" in answer, "what tells them apart is not cut off"
+    assert max(len(truth), len(answer)) <= 90
 
 
 def test_a_difference_is_filled_where_its_interval_excludes_zero_and_few_cases_have_none():
@@ -574,15 +576,18 @@ def _log(live, step: int, main: bool = True, **values: float) -> SimpleNamespace
     return state
 
 
-def test_live_plot_redraws_one_figure_every_k_logs_and_at_the_end(monkeypatch):
+def test_live_plot_redraws_one_figure_every_k_logs_and_is_gone_at_the_end(monkeypatch):
     shown, live = _in_notebook(monkeypatch), plots.live_plot(every=3)
     for step in range(1, 8):
         state = _log(live, step, reward=0.1 * step)
     assert [kind for kind, _ in shown] == ["display", "update"]
+    assert all(len(figure.axes) == 4 for _, figure in shown)
     live.on_train_end(None, state, None)
-    assert len(shown) == 3 and len(shown[-1][1].axes) == 4
+    assert len(shown) == 3 and "over" in shown[-1][1].data, "the saved log's figure comes below"
+    short = plots.live_plot(every=9)
+    short.on_train_end(None, _log(short, 1, loss=1.0), None)
     _log(plots.live_plot(every=1), 1, main=False, loss=1.0)
-    assert len(shown) == 3, "only the main process draws"
+    assert len(shown) == 3, "only the main process draws, and only what it has logged"
 
 
 def test_live_plot_never_stops_a_training(monkeypatch):

@@ -34,14 +34,14 @@ def advantages(reward: np.ndarray, ddof: int = 1) -> np.ndarray:
 
 
 @checker("4.1")
-def advantages_by_hand(advantage: Any) -> Verdict:
-    """advantage: {"group", "ten times", "flat"}: four numbers each."""
-    require_filled(advantage, "advantage")
+def advantages_by_hand(my_advantages: Any) -> Verdict:
+    """my_advantages: {"group", "ten times", "flat"}: four numbers each."""
+    require_filled(my_advantages, "my_advantages")
     complaints = []
     for name, reward in GROUPS.items():
-        if name not in advantage:
+        if name not in my_advantages:
             raise Stop(WRONG, f"The row {name!r} is missing. Keep the names of the cell.")
-        given = numbers(advantage[name], len(reward), f"advantage[{name!r}]")
+        given = numbers(my_advantages[name], len(reward), f"my_advantages[{name!r}]")
         decoys = [
             Decoy(
                 advantages(reward, ddof=0),

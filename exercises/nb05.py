@@ -37,14 +37,14 @@ def padding(lengths: Collection[int]) -> float:
 
 
 @checker("5.1")
-def padding_by_hand(share: Any) -> Verdict:
-    """share: {"file order", "sorted"}: padding as a share of what is computed."""
-    require_filled(share, "share")
+def padding_by_hand(padding_share: Any) -> Verdict:
+    """padding_share: {"file order", "sorted"}: padding as a share of what is computed."""
+    require_filled(padding_share, "padding_share")
     complaints = []
     total = sum(LENGTHS)
     orders = {"file order": LENGTHS, "sorted": sorted(LENGTHS, reverse=True)}
     for name, order in orders.items():
-        if name not in share:
+        if name not in padding_share:
             raise Stop(WRONG, f"The row {name!r} is missing. Keep the names of the cell.")
         parts = [1 - sum(batch) / (len(batch) * max(batch)) for batch in batches(order)]
         expected = padding(order)
@@ -74,7 +74,7 @@ def padding_by_hand(share: Any) -> Verdict:
             "in the rectangles and not in the notes, as a share of the rectangles."
         )
         complaints += compare(
-            number(share[name], name),
+            number(padding_share[name], name),
             expected,
             decoys,
             name=f"{name!r}",

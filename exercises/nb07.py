@@ -56,9 +56,9 @@ def claims(points: tuple[float, ...]) -> dict[str, int]:
 
 
 @checker("7.1")
-def one_seed(seeds: Any) -> Verdict:
-    """seeds: {LOSES, GAINS}: the number of single seeds that would have led to the claim."""
-    require_filled(seeds, "seeds")
+def one_seed(single_seeds: Any) -> Verdict:
+    """single_seeds: {LOSES, GAINS}: the number of single seeds that would have led to the claim."""
+    require_filled(single_seeds, "single_seeds")
     points = differences("chapter")
     expected = claims(points)
     full = claims(differences("full"))
@@ -79,7 +79,7 @@ def one_seed(seeds: Any) -> Verdict:
     otherwise = 'Print contrasts["grpo"].loc["chapter", "per_seed"] and count. 0.02 is two points.'
     complaints = []
     for name, known in decoys.items():
-        value = number(seeds.get(name), f"seeds[{name!r}]")
+        value = number(single_seeds.get(name), f"single_seeds[{name!r}]")
         complaints += compare(value, expected[name], known, name=f"{name!r}", otherwise=otherwise)
     shown = ", ".join(f"{point:+.1f}" for point in points)
     return verdict(

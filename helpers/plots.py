@@ -112,7 +112,7 @@ def end_labels(ax: Axes, ends: Iterable[tuple[float, str, str]]) -> None:
         half = 0.05 * (1 + text.count("\n"))  # of its height; that of the axes is 1
         heights.append(max(to_axes.transform((1, y))[1], floor + half))
         floor = heights[-1] + half
-    excess = max(0, floor - 1.1)
+    excess = max(0, floor - 1.02)
     for height, (_, text, shade) in zip(heights, sorted(ends), strict=True):
         look = {"color": shade, "size": 9.5, "va": "center", "weight": "bold"}
         ax.text(1.02, height - excess, text, transform=ax.transAxes, **look)
@@ -161,7 +161,7 @@ def grpo_panel(log: pd.DataFrame) -> Figure:
         parts[part] = (part.split("/")[1].removesuffix("_reward").replace("_", " "), shade)
     own = colour("grpo")
     _curves(reward, log, parts | {"reward": ("total", own)}, "Reward and its components")
-    _curves(held_out, log, {"eval_reward": ("", own)}, "Reward on held-out prompts")
+    _curves(held_out, log, {"eval_reward": ("", own)}, "Reward on held-out notes")
     _curves(flat, log, {"frac_reward_zero_std": ("", INK)}, "Share of flat groups")
     _curves(length, log, {"completions/mean_length": ("", INK)}, "Tokens per answer")
     return fig

@@ -1,7 +1,7 @@
 """Solutions of the exercises of notebook 4. Each block is what a student writes into one cell."""
 
 # %% 4.1
-advantage = {
+my_advantages = {
     "group": [1.5, -0.5, -0.5, -0.5],  # mean 0.65, standard deviation 0.3
     "ten times": [1.5, -0.5, -0.5, -0.5],  # mean 6.5, standard deviation 3
     "flat": [0, 0, 0, 0],

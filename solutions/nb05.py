@@ -1,7 +1,7 @@
 """Solutions of the exercises of notebook 5. Each block is what a student writes into one cell."""
 
 # %% 5.1
-share = {
+padding_share = {
     "file order": 40 / 140,  # rectangles of 80 and 60 tokens
     "sorted": 20 / 120,  # 40 and 30 together, 20 and 10 together: 80 and 40 tokens
 }

@@ -1,7 +1,7 @@
 """Solutions of the exercises of notebook 7. Each block is what a student writes into one cell."""
 
 # %% 7.1
-seeds = {"loses more than 2 points": 1, "gains": 1}  # of the committed study
+single_seeds = {"loses more than 2 points": 1, "gains": 1}  # of the committed study
 
 # %% 7.2
 import numpy as np

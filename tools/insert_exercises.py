@@ -35,9 +35,8 @@ ROOT = Path(__file__).parent.parent
 WIDTH = 100  # columns of a line of code
 SECTION = (
     "## Exercises\n\n"
-    "Fill in the cell under a task and run it, then run the check below it: it says what is right, "
-    "or what went wrong. `make exercises` checks all of them and writes a sheet to hand in "
-    "([docs/exercises.md](../docs/exercises.md))."
+    "A check says what is right, or what went wrong. `make exercises` checks all exercises and "
+    "writes a sheet to hand in ([docs/exercises.md](../docs/exercises.md))."
 )
 
 
@@ -67,6 +66,7 @@ def text_of(exercise: core.Exercise) -> str:
     return (
         f"### Exercise {exercise.number} · {exercise.title} ({exercise.minutes} minutes)\n\n"
         f"{exercise.text.strip()}\n\n"
+        "Replace each `...`, run the cell, then the check below it.\n\n"
         f"<details><summary>Hint</summary>\n\n{exercise.hint.strip()}\n\n</details>"
     )
 

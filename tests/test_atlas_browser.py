@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 HOSTILE = '</script><script>window.owned = 1</script><img src=x onerror="window.owned = 2">\u2028'
-LONG = "chest pain <b>" * 7500  # 100 KB
+LONG = "chest pain <b>" * 7500 + "a" * 50_000  # 150 KB, the end of it one word
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +330,59 @@ def test_marks_and_comments_are_kept_saved_and_loaded(page, browser, run, tmp_pa
     context.close()
 
 
+def test_two_tabs_keep_the_marks_of_both(page, run):
+    other = Atlas(page.page.context.new_page(), run[0] / "atlas.html").open()
+    page.page.keyboard.press("m")
+    other.page.get_by_text("1 marked").wait_for()  # it hears of the mark
+    other.page.keyboard.press("n")
+    other.page.keyboard.press("m")
+    page.open()
+    assert "2 marked" in page.page.locator("#kept").inner_text()
+
+
+def test_loading_takes_nothing_away_and_reads_what_a_spreadsheet_writes(page):
+    page.page.keyboard.press("c")
+    page.page.keyboard.insert_text("my own words")
+    case = re.search(r"\d+", page.case()).group()
+    table = (
+        f"hadm_id,mark,comment\r{case}.0,TRUE,theirs\r"  # lines of an old Mac, numbers as floats
+    )
+    for _ in range(2):
+        page.page.locator("#load").set_input_files(
+            {"name": "x.csv", "mimeType": "text/csv", "buffer": table.encode()}
+        )
+        page.page.get_by_text("Loaded 1 case.").wait_for()
+        page.settle()
+        assert page.page.locator("#comment").input_value() == "my own words\ntheirs"
+    assert "1 marked, 1 commented" in page.page.locator("#kept").inner_text()
+
+
+def test_a_browser_that_keeps_nothing_says_so(browser, run):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.add_init_script("Storage.prototype.setItem = () => { throw new Error('denied') }")
+    page = Atlas(context.new_page(), run[0] / "atlas.html").open()
+    page.page.keyboard.press("m")
+    page.page.get_by_text("1 marked, 0 commented; this browser keeps nothing").wait_for()
+    context.close()
+
+
+def test_back_takes_away_the_last_filter_alone(page):
+    page.page.locator("#tree [data-key]:visible").first.click()
+    (chip,) = page.chips()
+    page.page.get_by_label("Words in the note").fill("pain")
+    assert len(page.chips()) == 2
+    page.page.go_back()
+    assert page.chips() == [chip]
+    assert page.page.get_by_label("Words in the note").input_value() == ""
+
+
+def test_means_of_few_values_have_no_interval(page):
+    page.page.locator("#pairs button").first.click()
+    assert page.selected() < 20
+    row = page.page.locator("#scores tr", has_text="reward")
+    assert "[" not in row.inner_text()
+
+
 def test_by_keyboard_alone(page, outcomes):
     keys = page.page.keyboard
 
@@ -528,7 +581,7 @@ def test_a_model_that_lacks_cases_is_named(browser, run, tmp_path):
     page = Atlas(context.new_page(), atlas.write(part, data=run[1])).open()
     page.settle()
     hint = page.page.locator("#scores .hint").inner_text()
-    assert hint == "SFT was asked in 40 of these cases: B − A counts those of both."
+    assert hint == "SFT was asked in 40 of these cases: the scores count those of both."
     assert "of 40 answers of SFT" in page.page.locator("#transition-take").inner_text()
     page.page.locator("#model-a").select_option("grpo")
     page.settle()

@@ -3,7 +3,7 @@
 const ROW = 40; // pixels, as in atlas.css
 let order = []; // the cases of the selection, sorted
 
-const gain = (i) => B().deep[i] - A().deep[i];
+const gain = (i) => (A().asked[i] && B().asked[i] ? B().deep[i] - A().deep[i] : NaN);
 const SORTS = {
   id: { label: "admission", of: (i) => ids[i] },
   truth: { label: "true code", of: (i) => gold[i] },
@@ -128,13 +128,15 @@ function listKeys(event) {
 
 // ------------------------------------------------------------------------------- one case
 
+let areOthersOpen = false; // the answers of the columns that are neither A nor B
+
 const CITED = 1;
 const MISSED = 2;
 const DIFFERENT = 4;
 const WORD = /[\p{L}\p{N}_]+(?:[.'/-][\p{L}\p{N}_]+)*/gu;
 const CLAUSE = /[.;,:()\n]+(?:\s|$)|\s[-–]\s/;
 const MOST_COMPARED = 800; // words of a reasoning that are compared with another's
-const LONGEST = 4000; // words of a reasoning that are looked for in the note
+const LONGEST = 4000; // words of a reasoning that are looked for in the note, and characters of a phrase
 
 // What the reasoning takes from the note word for word: findings of a rationale in the course's form, whole clauses of two
 // words and more, and runs of three words and more.
@@ -172,7 +174,7 @@ function citedPhrases(think, note) {
 function markPhrases(marks, text, phrases, bit) {
   return phrases.filter((phrase) => {
     const parts = phrase.split(/[^\p{L}\p{N}_]+/u).filter(Boolean);
-    if (!parts.length) return false;
+    if (!parts.length || phrase.length > LONGEST) return false; // no pattern of that size is compiled
     const pattern = new RegExp(`(?<![\\p{L}\\p{N}_])${parts.join("[^\\p{L}\\p{N}_]+")}(?![\\p{L}\\p{N}_])`, "giu");
     let occurs = false;
     for (const match of text.matchAll(pattern)) {
@@ -228,7 +230,7 @@ function drawCase() {
   const focusColumn = shown();
   const marks = new Uint8Array(note.length);
   markPhrases(marks, note, citedPhrases(answerOf(focusColumn)?.[0] ?? "", note), CITED);
-  const left = markPhrases(marks, note, missed, MISSED);
+  const left = answerOf(focusColumn)?.[0] ? markPhrases(marks, note, missed, MISSED) : [];
   const both = isOne() ? [A()] : [A(), B()];
   const others = columns.filter((column) => !both.includes(column) && column.asked[i]);
 
@@ -239,19 +241,19 @@ function drawCase() {
       { class: "case-head" },
       h("h3", { tabindex: "-1" }, `Admission ${ids[i]}`, h("span", { class: "hint" }, ` ${place + 1} of ${grouped(order.length)}`)),
       h("span", { class: "buttons" },
-        h("button", { type: "button", data: { key: "previous" }, disabled: place === 0, onclick: () => step(-1) }, "‹ Previous"),
-        h("button", { type: "button", data: { key: "next" }, disabled: place === order.length - 1, onclick: () => step(1) }, "Next ›"),
+        h("button", { type: "button", data: { key: "previous" }, "aria-disabled": String(place === 0), onclick: () => step(-1) }, "‹ Previous"),
+        h("button", { type: "button", data: { key: "next" }, "aria-disabled": String(place === order.length - 1), onclick: () => step(1) }, "Next ›"),
         h("button", { type: "button", data: { key: "mark" }, "aria-pressed": String(own.mark), onclick: toggleMark }, own.mark ? "★ Marked" : "☆ Mark"),
       ),
     ),
     h("div", { class: "truth-path" }, h("h4", {}, "Truth"), path(gold[i], i), h("p", { class: "hint" }, facts(i))),
     h("h4", {}, "Admission note"),
-    h("p", { class: "hint legend" },
+    answerOf(focusColumn)?.[0] && h("p", { class: "hint legend" },
       h("mark", {}, `cited by ${focusColumn.label}`), " in its reasoning, word for word",
       left.length > 0 && [" · ", h("ins", {}, "mattered, not cited"), ` speaks for the true code: ${left.join("; ")}`]),
     h("div", { class: "note", tabindex: "0", role: "region", "aria-label": "Admission note" }, pieces(note, marks)),
     h("div", { class: "answers" }, both.map((column, k) => card(column, i, note, answerOf(column), isOne() ? null : answerOf(both[1 - k]), "AB"[k]))),
-    others.length > 0 && h("details", { class: "others" }, h("summary", {}, plural(others.length, "other column")), others.map((column) => brief(column, i, answerOf(column)))),
+    others.length > 0 && h("details", { class: "others", open: areOthersOpen, ontoggle: (event) => (areOthersOpen = event.target.open) }, h("summary", {}, plural(others.length, "other column")), others.map((column) => brief(column, i, answerOf(column)))),
     h("label", { class: "comment" }, "My comment", h("textarea", { id: "comment", rows: 2, data: { key: "comment" }, oninput: (event) => comment(i, event.target.value) }, own.comment)),
   );
 }
@@ -265,7 +267,7 @@ function facts(i) {
 function card(column, i, note, answer, other, letter) {
   const think = answer?.[0] ?? "";
   const marks = new Uint8Array(think.length);
-  if (other) markDifferences(marks, think, other[0]);
+  if (other?.[0]) markDifferences(marks, think, other[0]);
   markPhrases(marks, think, citedPhrases(think, note), CITED);
   const rewards = Object.entries(column.rewards).filter(([, values]) => !Number.isNaN(values[i]));
   return h(
@@ -274,7 +276,7 @@ function card(column, i, note, answer, other, letter) {
     h("h4", {}, `${letter} ${column.label} `, pill(column, i, letter)),
     !answer && h("p", { class: "hint" }, "This model was not asked."),
     answer && [
-      h("h5", {}, "Reasoning", other && think ? h("span", { class: "hint" }, " ", h("span", { class: "different" }, "underlined"), ": differs from the other") : null),
+      h("h5", {}, "Reasoning", other?.[0] && think ? h("span", { class: "hint" }, " ", h("span", { class: "different" }, "underlined"), ": differs from the other") : null),
       h("div", { class: "think", tabindex: "0", role: "region", "aria-label": `Reasoning of ${column.label}` }, think ? pieces(think, marks) : h("span", { class: "hint" }, "none")),
       answer[1] && h("p", { class: "problem" }, `Form: ${answer[1]}.`),
       answer[2] && h("details", {}, h("summary", {}, "The whole completion"), h("div", { class: "think", tabindex: "0", role: "region", "aria-label": `Completion of ${column.label}` }, answer[2])),
@@ -323,14 +325,16 @@ function comment(i, text) {
 
 function afterKeeping() {
   const values = [...kept.values()];
-  byId("kept").textContent = values.length ? `${values.filter((own) => own.mark).length} marked, ${values.filter((own) => own.comment).length} commented` : "";
+  const lost = isStored ? "" : "; this browser keeps nothing: save them as CSV";
+  byId("kept").textContent = values.length ? `${values.filter((own) => own.mark).length} marked, ${values.filter((own) => own.comment).length} commented${lost}` : "";
   drawFacets();
   drawRows();
 }
 
 function saveMarks() {
   const file = new Blob(["\ufeff", marksAsCsv()], { type: "text/csv" });
-  const link = h("a", { href: URL.createObjectURL(file), download: `error-atlas-${atlas.run}.csv` });
+  const secret = document.querySelector(".credentialed") ? "-credentialed" : "";
+  const link = h("a", { href: URL.createObjectURL(file), download: `error-atlas-${atlas.run}${secret}.csv` });
   document.body.append(link);
   link.click();
   link.remove();

@@ -104,6 +104,7 @@ function whole(answer) {
 // ------------------------------------------------------------------------------- statistics
 
 const Z = 1.959964;
+const FEWEST = 20; // values that a normal approximation needs; below, and where all are equal, a mean has no interval
 
 function wilson(hits, n) {
   // Wilson (JASA 22, 1927)
@@ -152,7 +153,8 @@ class Collected {
   get mean() {
     const { n, sum, squares } = this;
     if (!n) return { value: NaN, low: NaN, high: NaN, n };
-    const variance = n > 1 ? Math.max(0, (squares - (sum * sum) / n) / (n - 1)) : NaN;
+    const variance = Math.max(0, (squares - (sum * sum) / n) / (n - 1));
+    if (n < FEWEST || variance < 1e-12) return { value: sum / n, low: NaN, high: NaN, n };
     const half = Z * Math.sqrt(variance / n);
     return { value: sum / n, low: sum / n - half, high: sum / n + half, n };
   }

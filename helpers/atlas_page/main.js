@@ -79,12 +79,15 @@ function drawChips() {
   const hadFocus = byId("chips").contains(document.activeElement);
   redraw(byId("chips"), chips.length ? chips : h("li", { class: "hint" }, "No filter: press any mark below"));
   byId("clear").hidden = chips.length < 2;
-  if (hadFocus && !byId("chips").contains(document.activeElement)) byId("cases").focus({ preventScroll: true });
+  const nearest = byId("chips").querySelector("button") ?? byId("cases");
+  if (hadFocus && !byId("chips").contains(document.activeElement)) nearest.focus({ preventScroll: true });
 }
 
 function clearFilters() {
+  const hadFocus = document.activeElement === byId("clear");
   state.filters = {};
   update({});
+  if (hadFocus) byId("cases").focus({ preventScroll: true });
 }
 
 function wireControls() {
@@ -117,7 +120,7 @@ function wireControls() {
     let wait = 0;
     byId(`search-${place}`).oninput = (event) => {
       clearTimeout(wait);
-      wait = setTimeout(() => update({ filters: { [place]: event.target.value.trim() || null } }, false), 120);
+      wait = setTimeout(() => update({ filters: { [place]: event.target.value.trim() || null } }, state.filters[place] === undefined), 120);
     };
   }
   byId("read").onclick = readCase;
@@ -140,7 +143,8 @@ function readCase() {
 
 function turn(by) {
   step(by);
-  if (!inView.has("cases")) byId("case").scrollIntoView();
+  const { top, bottom } = byId("case").querySelector("h3")?.getBoundingClientRect() ?? { top: 0, bottom: 0 };
+  if (top < 0 || bottom > innerHeight) byId("case").scrollIntoView();
 }
 
 const KEYS = {
@@ -194,8 +198,15 @@ function start() {
   afterKeeping();
   addEventListener("keydown", shortcut);
   addEventListener("popstate", () => {
+    document.activeElement?.blur(); // a box of the search shows what the address says
     readAddress();
     draw();
+  });
+  addEventListener("storage", ({ key }) => {
+    if (key !== STORE) return; // another tab has marked a case
+    recall();
+    draw();
+    afterKeeping();
   });
   for (const type of ["pointerover", "focusin"]) document.addEventListener(type, tipFor);
   document.addEventListener("pointerout", (event) => event.relatedTarget || (byId("tip").hidden = true));

@@ -64,7 +64,7 @@ const FACETS = {
   },
   mine: {
     title: "My marks",
-    bands: ["marked", "commented", "neither"],
+    bands: ["marked", "commented, not marked", "neither"],
     of: () => (i) => {
       const own = kept.get(ids[i]);
       return !own ? 2 : own.mark ? 0 : own.comment ? 1 : 2;
@@ -255,25 +255,36 @@ function defaultPair() {
 
 const kept = new Map(); // hadm_id -> {mark, comment}
 const STORE = `error-atlas:${atlas.run}`;
+let isStored = true; // whether this browser keeps what is marked
+
+// All marks that this browser keeps under the name of the run: those of another tab, or of an older run, too.
+function stored() {
+  try {
+    return new Map(JSON.parse(localStorage.getItem(STORE) ?? "[]"));
+  } catch {
+    return new Map(); // nothing kept, or nothing readable
+  }
+}
 
 function keep(id, change) {
   const own = { mark: false, comment: "", ...kept.get(id), ...change };
-  if (own.mark || own.comment) kept.set(id, own);
-  else kept.delete(id);
+  const all = stored();
+  for (const marks of [kept, all]) {
+    if (own.mark || own.comment) marks.set(id, own);
+    else marks.delete(id);
+  }
   try {
-    localStorage.setItem(STORE, JSON.stringify([...kept]));
+    localStorage.setItem(STORE, JSON.stringify([...all]));
+    isStored = true;
   } catch {
-    // no store here: the CSV is the way to keep them
+    isStored = false; // the CSV is the way to keep them
   }
 }
 
 function recall() {
-  try {
-    for (const [id, own] of JSON.parse(localStorage.getItem(STORE) ?? "[]")) {
-      if (caseOf.has(String(id))) kept.set(id, { mark: Boolean(own.mark), comment: String(own.comment ?? "") });
-    }
-  } catch {
-    // nothing kept, or nothing readable
+  kept.clear();
+  for (const [id, own] of stored()) {
+    if (caseOf.has(String(id))) kept.set(id, { mark: Boolean(own?.mark), comment: String(own?.comment ?? "") });
   }
 }
 
@@ -317,16 +328,18 @@ function readCsv(text) {
 
 // Adds what a CSV holds to the marks; returns what to say about it.
 function loadMarks(text) {
-  const [header = [], ...rows] = readCsv(text);
+  const [header = [], ...rows] = readCsv(text.replace(/\r\n?/g, "\n"));
   const [id, mark, comment] = ["hadm_id", "mark", "comment"].map((name) => header.indexOf(name));
   if (id < 0 || (mark < 0 && comment < 0)) return "Not loaded: the file has no columns hadm_id and mark or comment.";
   let loaded = 0;
   for (const row of rows) {
-    const i = caseOf.get((row[id] ?? "").trim());
+    const i = caseOf.get((row[id] ?? "").trim().replace(/\.0$/, "")); // as a spreadsheet may write it
     if (i === undefined) continue;
     const change = {};
-    if (mark >= 0) change.mark = row[mark] === "1" || Boolean(kept.get(ids[i])?.mark);
-    if (comment >= 0 && row[comment]) change.comment = row[comment].replace(/^'(?=[=+\-@\t\r'])/, "");
+    const own = kept.get(ids[i]) ?? { mark: false, comment: "" };
+    if (mark >= 0) change.mark = own.mark || /^\s*(1(\.0)?|true|yes|x)\s*$/i.test(row[mark] ?? "");
+    const said = (row[comment] ?? "").replace(/^'(?=[=+\-@\t\r'])/, "");
+    if (said && !own.comment.includes(said)) change.comment = own.comment ? `${own.comment}\n${said}` : said;
     keep(ids[i], change);
     loaded++;
   }

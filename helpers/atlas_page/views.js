@@ -29,7 +29,7 @@ function paint(element, stops, place) {
 
 function inkOn(rgb) {
   const [r, g, b] = rgb.map((channel) => (channel / 255 <= 0.04045 ? channel / 3294.6 : ((channel / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#111" : "#fff";
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
 }
 
 const depthNow = () => LEVELS.indexOf(state.level);
@@ -150,11 +150,12 @@ function drawScores(cases) {
     ["reward", "mean", (column) => column.reward],
     ["grounding", "mean", (column) => column.grounding],
   ];
+  const shared = cases.filter((i) => both.every((column) => column.asked[i])); // like with like
   const rows = lines.map(([name, kind, of]) => {
-    const results = both.map((column) => collect(cases, of(column)).told(kind));
+    const results = both.map((column) => collect(shared, of(column)).told(kind));
     const cells = results.map((result) => h("td", {}, h("b", {}, tell(kind, result.value)), interval(kind, result)));
     const change = kind === "share" ? "difference" : "gain";
-    const gap = isOne() ? null : collectChange(cases, of(A()), of(B())).told(change);
+    const gap = isOne() ? null : collectChange(shared, of(A()), of(B())).told(change);
     const isClear = gap && (gap.low > 0 || gap.high < 0);
     return h(
       "tr",
@@ -166,10 +167,10 @@ function drawScores(cases) {
     );
   });
   const hints = [];
-  if (["change", "flow", "pair", "named"].some((key) => key in state.filters)) hints.push("Cases chosen by their outcome: these scores follow from the choice.");
+  if (["change", "flow", "pair", "named", "grounding", "think"].some((key) => key in state.filters)) hints.push("Cases chosen by their outcome: these scores follow from the choice.");
   for (const column of both) {
     const asked = cases.filter((i) => column.asked[i]).length;
-    if (asked < cases.length) hints.push(`${column.label} was asked in ${grouped(asked)} of these cases${isOne() ? "" : ": B − A counts those of both"}.`);
+    if (asked < cases.length) hints.push(`${column.label} was asked in ${grouped(asked)} of these cases${isOne() ? "" : ": the scores count those of both"}.`);
   }
   const heads = both.map((column, k) => h("th", { scope: "col" }, dot(column), `${"AB"[k]} ${column.label}`));
   redraw(
@@ -389,7 +390,7 @@ function drawTree() {
     mark.lastElementChild.textContent = value;
     withTip(mark, () => [
       `${depth === 1 ? "Block" : ""} ${depth === 0 ? "Chapter " : ""}${name}${title && depth ? ` ${title}` : ""}`.trim(),
-      plural(totals[node], "case"),
+      plural(totals[node], "case") + (result.n < totals[node] ? `, ${grouped(result.n)} of them with a value` : ""),
       `${measure.label()}${measure.levelled ? ` (${LEVEL_NAMES[depthNow()]})` : ""}: ${told(measure.kind, result)}`,
       measure.kind === "difference" && `better in ${collected[node].gained}, worse in ${collected[node].lost}`,
       node === zoom ? "Click to go up" : "Click to zoom in and filter",
@@ -485,7 +486,9 @@ function drawHeat() {
   const depth = zoom < 0 ? 0 : 2;
   const above = up[depth];
   const { predicted, label } = shown();
-  const cases = selected("flow");
+  const { flow } = state.filters;
+  const isOther = flow && nodes[flow.from].depth !== depth; // chosen in the table of another level
+  const cases = isOther ? selected() : selected("flow");
   const rows = new Map(); // true class -> predicted class -> cases
   const totals = new Map();
   const named = new Map();
@@ -507,7 +510,7 @@ function drawHeat() {
   byId("heat-take").textContent =
     worst === undefined
       ? `${label}, by ${level}.`
-      : `${label} loses most in ${nodes[worst].name}: ${lost(worst)} of ${totals.get(worst)} are given another ${level}.`;
+      : `${label} loses most in ${nodes[worst].name}: ${lost(worst)} of ${totals.get(worst)} are not given the right ${level}.`;
 
   const table = heatTable(depth, rowClasses, columnClasses);
   const chosen = state.filters.flow;

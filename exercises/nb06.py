@@ -164,6 +164,8 @@ def complaints_about_interval(
 ) -> list[str]:
     """Complaints about an interval, by its centre and its width."""
     low, high = numbers(interval, 2, "the interval")
+    if not np.isfinite(high - low):
+        return [f"{where}: [{low:+.3f}, {high:+.3f}] is no interval. Leave missing values out."]
     if low > high:
         return [f"{where}: the lower end {low:+.3f} is above the upper end {high:+.3f}."]
     known = widths(a, b, patient)

@@ -230,7 +230,7 @@ class CodeTrie:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, codes: Iterable[str]) -> None:
-        texts = [f"{icd.dotted(code)}{prompts.CLOSE}" for code in codes]
+        texts = [f"{code}{prompts.CLOSE}" for code in {*map(icd.dotted, codes)} - {None}]
         if not texts:
             raise ValueError("valid_codes is empty: name the codes that may be answered.")
         letters = set("".join(texts))

@@ -275,6 +275,7 @@ def _shows_all_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template writes what each role says, before an answer and with one."""
     roles = ("system", "user", "assistant")
     turns = [{"role": role, "content": f"0{role}0"} for role in roles]
+    turns[2]["content"] = prompts.THINK + prompts.answer("0assistant0", "I10")
     try:
         asked = prompts.chat(tokenizer, turns[:2])
         told = tokenizer.apply_chat_template(turns, tokenize=False)

@@ -315,8 +315,9 @@ def sections(text: str) -> dict[str, str]:
     section = resume = "preamble"
     for i, (line, before) in enumerate(pieces):
         heading = headings[i]
-        if not line:
+        if line[:1] in ("", "#"):  # a remark ends
             section = resume
+        if not line:
             continue
         if heading:
             target = heading.section
@@ -338,7 +339,7 @@ def sections(text: str) -> dict[str, str]:
                 resume = resume if then == "remark" else section
                 line, before = heading.rest, "\n"
         body.setdefault(section, []).append(before + line if line else "")
-        if line.strip("_ .") and not (heading and heading.kind.heading == "vitals"):
+        if line and not (heading and heading.kind.heading == "vitals"):
             filled.add(section)
     _move_later_parts(body)
     return {name: "".join(parts).strip() for name, parts in body.items()}

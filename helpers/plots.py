@@ -16,7 +16,7 @@ import re
 import textwrap
 import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,11 +205,11 @@ def _curves(ax: Axes, log: pd.DataFrame, lines: Mapping[str, tuple[str, str]], t
         ax.text(0.5, 0.5, "nothing logged", transform=ax.transAxes, ha="center", color=FAINT)
 
 
-def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = None) -> Any:
+def live_plot(every: int = 5) -> Any:
     """A TrainerCallback that redraws one figure in the notebook at every k-th log. At the end it
     makes room for the figure of the saved log.
 
-    A log with a reward gets `grpo_panel`, another `training_curve`, unless `draw` says otherwise.
+    A log with a reward gets `grpo_panel`, another `training_curve`.
     `.rows` holds a dict for each log. A picture that fails never stops a training: it warns.
     """
     from IPython import display, get_ipython
@@ -227,7 +227,7 @@ def live_plot(every: int = 5, draw: Callable[[pd.DataFrame], Figure] | None = No
             if len(self.rows) % every or not (get_ipython() and state.is_world_process_zero):
                 return
             log = pd.DataFrame(self.rows)
-            picture = draw or (grpo_panel if "reward" in log else training_curve)
+            picture = training_curve if log.filter(like="reward").empty else grpo_panel
             try:
                 if self.handle:
                     self.handle.update(picture(log))

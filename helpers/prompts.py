@@ -225,4 +225,4 @@ def _code(text: str) -> tuple[str | None, str | None]:
 
 def _codes(text: str) -> list[str | None]:
     """Of each word the code that it has the shape of, or None."""
-    return [icd.normalise(word.strip(".")) for word in _WORD.findall(text)]
+    return [icd.normalise(word.strip("._")) for word in _WORD.findall(text)]

@@ -116,7 +116,7 @@ def unstated(think: str, note: str) -> list[str]:
     ]
 
 
-def check(
+def check_trace(
     think: str, code: str | None, note: str, dictionary: set[str] | None = None
 ) -> str | None:
     """Why a trace is dropped, in one line; None if it is kept.
@@ -165,7 +165,7 @@ def checked(
     """
     table = []
     for hadm_id, think, code, note in rows:
-        why = check(think, code, note, dictionary)
+        why = check_trace(think, code, note, dictionary)
         table.append((hadm_id, think, code, why is None, why))
     return pd.DataFrame(table, columns=COLUMNS)
 

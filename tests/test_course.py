@@ -424,3 +424,25 @@ def test_the_setup_cell_passes_the_linter(root: Path) -> None:
     command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", "notebooks/00.ipynb", "-"]
     done = subprocess.run(command, cwd=root, input=source, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_files_of_the_reader_in_the_synthetic_folder_are_not_deleted(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("data", {"admissions": 5})
+    download = course.data_dir() / "hosp" / "admissions.csv"
+    download.write_text("a download of the reader's\n")
+    for fresh in ("", "1"):
+        monkeypatch.setenv("FRESH", fresh)
+        with pytest.raises(ValueError, match="it was changed since.*a folder of their own"):
+            course.artefact("data", {"admissions": 5})
+    assert download.read_text() == "a download of the reader's\n"
+
+
+def test_blanks_around_a_folder_in_the_environment_do_not_count(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ICD_RUNS_DIR", f" {places / 'runs'}\r")
+    assert course.run_dir() == places / "runs" / "synthetic-tiny"
+    monkeypatch.setenv("ICD_RUNS_DIR", " ")
+    assert course.run_dir().parent.name == "runs"

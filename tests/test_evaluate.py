@@ -34,6 +34,7 @@ def test_a_folder_is_called_after_itself_and_its_parent(tmp_path: Path, monkeypa
     folder = tmp_path / "synthetic-tiny" / "sft"
     folder.mkdir(parents=True)
     assert evaluate.label_of(str(folder)) == "synthetic-tiny-sft"
+    assert evaluate.label_of("/tmp") == "tmp", "as a container mounts it"
     monkeypatch.chdir(folder.parent)
     assert evaluate.label_of("sft") == evaluate.label_of("./sft/") == "synthetic-tiny-sft"
 

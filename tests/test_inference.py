@@ -336,9 +336,14 @@ def test_the_trie_leaves_only_known_codes(loaded) -> None:
 
 
 def test_no_code_that_may_be_answered_is_an_error(loaded, cases: pd.DataFrame) -> None:
-    for codes in ([], pd.Series(dtype=str), iter(())):
+    for codes in ([], pd.Series(dtype=str), iter(()), [float("nan"), "Sepsis"]):
         with pytest.raises(ValueError, match="valid_codes is empty"):
             inference.predict(*loaded, cases, valid_codes=codes)
+
+
+def test_what_is_no_code_is_no_answer_of_the_trie(loaded) -> None:
+    trie = inference.CodeTrie(loaded[1], ["I10", "Sepsis", float("nan")])
+    assert trie.prefixes == inference.CodeTrie(loaded[1], ["I10"]).prefixes
 
 
 def test_the_trie_leaves_everything_else_alone(loaded) -> None:

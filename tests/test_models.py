@@ -639,12 +639,13 @@ def test_the_instruction_reaches_a_model_whose_template_has_no_place_for_it(
         "{% for m in messages if m['role'] == 'system' %}{{ m['content'] }}{% endfor %}",
         "{% for m in messages if m['role'] != 'assistant' %}{{ m['content'] }}{% endfor %}",
         "{{ messages[-1]['content'] }}",
+        "{% for m in messages %}{{ m['content'].split('</think>')[-1] }}{% endfor %}",
     ],
 )
 def test_a_template_that_fails_or_leaves_a_turn_out_is_refused(
     tmp_path: Path, template: str
 ) -> None:
-    """Without the note, or without the answer, nothing is asked and nothing is learnt."""
+    """Without note, reasoning or answer, nothing is asked and nothing is learnt."""
     base = copy_of_base(tmp_path, template)
     with pytest.raises(ValueError, match=f"{base}: no tokenizer with a chat template"):
         models.load_tokenizer(str(base))

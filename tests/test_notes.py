@@ -953,3 +953,15 @@ def test_audit_sees_a_second_exam(heading: str) -> None:
     text = f"HPI:\nchest pain\n\nPhysical Exam:\nVS 98\ntender belly\n\n{heading}\n{COURSE}\n"
     leaked = {"note": f"HPI: chest pain EXAM: VS 98 tender belly {COURSE}", "text": text}
     assert leaks.leak_audit([leaked])["later_text"]["count"] == 1
+
+
+@pytest.mark.parametrize("heading", ["# Social: lives with son.", "Social history:", "SH: smoker"])
+def test_a_masked_section_does_not_let_the_course_in(heading: str) -> None:
+    """In MIMIC's summaries the social history is `___`; a problem list may speak of it again."""
+    course = (
+        f"She was admitted.\n{heading}\n# DVT: LATER an occlusive thrombus was found\nShe did well."
+    )
+    text = SUMMARY.replace("LATER She had an NSTEMI.", course)
+    assert text != SUMMARY
+    note = notes.admission_note(text)
+    assert "LATER" not in note and "did well" not in note

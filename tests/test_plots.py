@@ -594,7 +594,8 @@ def test_live_plot_never_stops_a_training(monkeypatch):
     def broken(log: pd.DataFrame) -> Figure:
         raise RuntimeError("no picture today")
 
-    shown, live = _in_notebook(monkeypatch), plots.live_plot(every=1, draw=broken)
+    shown, live = _in_notebook(monkeypatch), plots.live_plot(every=1)
+    monkeypatch.setattr(plots, "training_curve", broken)
     with pytest.warns(UserWarning, match="no picture today"):
         _log(live, 1, loss=1.0)
     assert not shown and len(live.rows) == 1

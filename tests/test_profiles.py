@@ -190,6 +190,12 @@ def test_a_base_is_known_by_its_weights(tmp_path: Path) -> None:
     before = profiles.fingerprint(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"12")
     assert profiles.fingerprint(str(tmp_path)) != before
+    for name in ("chat_template.jinja", "tokenizer.model", "manifest.json"):
+        before = profiles.fingerprint(str(tmp_path))
+        (tmp_path / name).write_text("{}")
+        assert profiles.fingerprint(str(tmp_path)) != before, name
+    (tmp_path / "model.safetensors").write_bytes(b"123")
+    assert profiles.fingerprint(str(tmp_path)) != before, "a manifest of a copied base is not asked"
     assert profiles.fingerprint("tiny").startswith("tiny ")
 
 

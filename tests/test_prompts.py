@@ -86,6 +86,7 @@ def test_well_formed(completion: str) -> None:
         ),
         ("a</think><diagnosis>I21.01: labor, table, CABG</diagnosis>", "next to the code"),
         ("a</think><diagnosis>**I21.01**</diagnosis>", "next to the code"),
+        ("a</think><diagnosis>__I21.01__</diagnosis>", "next to the code"),
         ("a</think><diagnosis>(I21.01, I21.01)</diagnosis>", "next to the code"),
     ],
 )

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"^# As in helpers/([\w/]+\.py)")
 # What the course is about, and the notebook that shows it.
 SUBJECTS = {
-    "check": "02_reasoning_traces",
+    "check_trace": "02_reasoning_traces",
     "hierarchical_reward": "04_qlora_grpo",
     "posterior": "05_inference",
     "macro_f1": "06_hierarchical_f1_analysis",

@@ -90,13 +90,13 @@ def test_a_gpu_profile_has_a_real_teacher_and_its_traces_depend_on_its_base(name
     ],
 )
 def test_free_text_may_state_only_what_the_note_states(think: str, fault: str | None) -> None:
-    why = traces.check(think, "I21.01", NOTE)
+    why = traces.check_trace(think, "I21.01", NOTE)
     assert (why is None) if fault is None else (fault in why and "does not say" in why)
 
 
 def test_a_code_that_only_mimic_knows_is_kept() -> None:
-    assert "no valid code" in traces.check("A reason.", "I21.99", NOTE)
-    assert traces.check("A reason.", "I21.99", NOTE, {"I2199"}) is None
+    assert "no valid code" in traces.check_trace("A reason.", "I21.99", NOTE)
+    assert traces.check_trace("A reason.", "I21.99", NOTE, {"I2199"}) is None
 
 
 @pytest.mark.parametrize(

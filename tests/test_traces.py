@@ -97,14 +97,19 @@ def test_where_the_habit_strikes_the_telling_detail_is_left_out(cases: pd.DataFr
     ],
 )
 def test_what_a_trace_is_dropped_for(think: str, code: str | None, word: str) -> None:
-    assert word in str(traces.check(think, code, "CC: chest pain\nHPI: ___ yo M with chest pain."))
+    assert word in str(
+        traces.check_trace(think, code, "CC: chest pain\nHPI: ___ yo M with chest pain.")
+    )
 
 
 @pytest.mark.parametrize(
     "think", ["Findings: Chest  Pain.", "Findings: chest\npain.\nDetail: none.", "Findings: m; m."]
 )
 def test_case_and_white_space_of_a_quote_do_not_matter(think: str) -> None:
-    assert traces.check(think, "I21.4", "CC: chest pain\nHPI: ___ yo M with chest\npain.") is None
+    assert (
+        traces.check_trace(think, "I21.4", "CC: chest pain\nHPI: ___ yo M with chest\npain.")
+        is None
+    )
 
 
 def test_the_table_says_of_each_trace_whether_it_is_kept_or_why_not() -> None:
@@ -123,7 +128,7 @@ def test_the_table_says_of_each_trace_whether_it_is_kept_or_why_not() -> None:
 
 def test_free_text_of_a_model_teacher_may_be_kept() -> None:
     assert (
-        traces.check(
+        traces.check_trace(
             "The patient has pressure in the chest, so an infarction is likely.",
             "I21.4",
             "CC: chest pain",

@@ -31,7 +31,7 @@ def label_of(model: str) -> str:
     """What a model is called in the table: the last two parts of its path or hub id."""
     path = Path(model)
     parts = path.resolve().parts if path.is_dir() else path.parts
-    return "-".join(part.strip("/") for part in parts[-2:])
+    return "-".join(filter(None, (part.strip("/") for part in parts[-2:])))
 
 
 def run(model: str, prompt: str | None) -> None:
@@ -117,7 +117,14 @@ def main() -> int:
         os.environ["ICD_DATA_DIR"] = str(Path(chosen.data).absolute())
     try:
         run(chosen.model, chosen.prompt)
-    except (ValueError, OSError, AssertionError) as error:
+    except (
+        ValueError,
+        OSError,
+        AssertionError,
+        ArithmeticError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

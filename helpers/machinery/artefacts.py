@@ -56,6 +56,12 @@ def artefact(
         "profile": _with_effect(profiles.current().record(name.split("/")[0])),
         "needs": {need.removesuffix(f"@{BASELINE}"): key(need) for need in needs},
     }
+    why = store.why_stale(folder, inputs)
+    if name == "data" and why.startswith("it was changed"):
+        raise ValueError(
+            f"{folder}: {why}. Move files of yours to a folder of their own, name it with "
+            "ICD_DATA_DIR, and delete this one."
+        )
     return store.artefact(folder, inputs, fresh=is_fresh(name), label=name)
 
 

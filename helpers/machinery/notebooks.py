@@ -382,7 +382,7 @@ def _score(entry: dict[str, Any], with_classes: bool) -> str:
     if entry.get("f1_gold") is None:
         return "–"
     text = f"{entry['f1_gold']:.3f}"
-    if "ci" in entry:
+    if entry.get("ci", [None])[0] is not None:
         text += " [{:.3f}, {:.3f}]".format(*entry["ci"])
     return f"{text} ({entry['n_classes']} classes)" if with_classes else text
 

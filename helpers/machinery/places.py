@@ -36,7 +36,7 @@ def root() -> Path:
 
 
 def _place(variable: str, *default: str) -> Path:
-    chosen = os.environ.get(variable)
+    chosen = os.environ.get(variable, "").strip()
     return Path(chosen or root().joinpath(*default)).expanduser().absolute()
 
 
@@ -67,7 +67,9 @@ def results_dir() -> Path:
 def is_synthetic() -> bool:
     """Whether the data folder holds (or will hold) patients that the course wrote itself."""
     folder = data_dir()
-    return (folder / "truth").is_dir() or (folder.name == "synthetic" and not folder.exists())
+    return (folder / "truth" / "manifest.json").is_file() or (
+        folder.name == "synthetic" and not folder.exists()
+    )
 
 
 def show(path: Path) -> str:

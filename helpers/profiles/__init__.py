@@ -156,11 +156,12 @@ def fingerprint(base: str) -> str:
     folder = TINY_BASE if base == "tiny" else Path(base)
     if not folder.is_dir():
         return base
-    if (folder / "manifest.json").is_file():
+    if folder == TINY_BASE:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         mark = json.dumps(manifest.get("files", manifest)).encode()  # not how it was made
     else:
-        files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
+        kinds = (".safetensors", ".json", ".jinja", ".model")
+        files = [file for file in sorted(folder.iterdir()) if file.suffix in kinds]
         mark = str([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()
     return f"{base} {hashlib.sha256(mark).hexdigest()[:16]}"
 

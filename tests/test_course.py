@@ -261,6 +261,7 @@ def test_compare_shows_two_trainings_with_paired_intervals(places: Path, monkeyp
     assert row["accuracy, small_r − baseline"].startswith("+0.300 [+")
     assert list(table.index) == [("sft", level) for level in ("chapter", "category", "full")]
     assert len(shown) == 1, "one figure with both training curves"
+    assert "[+nan, +nan]" in course.compare("baseline", "small_r", n_boot=0).iloc[0, 2]
     backwards = course.compare("small_r", "baseline", n_boot=200)
     assert backwards.loc[("sft", "full"), "accuracy, baseline − small_r"].startswith("-0.300 [-")
     with pytest.raises(RuntimeError, match="no finished training in common.*baseline, small_r"):

@@ -117,3 +117,16 @@ def test_a_local_model_stands_beside_the_baselines_without_any_training(
     assert all("ci" in report["full"] for report in reports.values())
     assert reports["tfidf"]["full"]["accuracy"] > reports["majority"]["full"]["accuracy"]
     assert not (run / "sft").exists() and not (run / "traces").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [FloatingPointError("float16"), MemoryError("one case"), RuntimeError("a cell failed")]
+)
+def test_what_stops_a_run_is_one_sentence(error: Exception, monkeypatch, capsys) -> None:
+    def stopped(model: str, prompt: str | None) -> None:
+        raise error
+
+    monkeypatch.setattr(evaluate, "run", stopped)
+    monkeypatch.setattr("sys.argv", ["evaluate", "gpt2"])
+    assert evaluate.main() == 1
+    assert capsys.readouterr().err == f"{error}\n"

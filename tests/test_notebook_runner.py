@@ -280,6 +280,12 @@ def test_the_table_goes_from_majority_to_ceiling(places: Path) -> None:
     assert notebooks.table(odd)[1][0][3].endswith("(8 classes)")
 
 
+def test_a_score_of_one_patient_has_no_interval() -> None:
+    entry = {"f1_gold": 0.5, "ci": [None, None], "n_classes": 1}
+    row = notebooks.table({"models": {"sft": {"usable": 1.0, "full": entry}}})[1][0]
+    assert row[3] == "0.500"
+
+
 def test_the_report_needs_no_other_file(places: Path) -> None:
     from matplotlib.figure import Figure
 

@@ -242,6 +242,7 @@ def test_confusions_and_slices_filter(page, outcomes):
     cell.click()
     assert page.selected() == n
     page.page.keyboard.press("x")
+    page.settle()  # panels out of view are drawn after the others
     bands = page.page.locator("#facets [data-key^=sure]")
     numbers = [int(text.split(" ")[0]) for text in bands.locator(".number").all_inner_texts()]
     assert sum(numbers) == 150

@@ -163,7 +163,7 @@ def compare(a: str, b: str, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFram
                     f"{measure}, {x}": s[level][measure]
                     for x, s in zip((a, b), scores, strict=True)
                 }
-                low, high = pd.Series(change[level][interval], dtype=float)
+                low, high = pd.Series(change[level][interval], dtype=float)  # None: NaN
                 row[f"{measure}, {b} − {a}"] = (
                     f"{change[level][measure]:+.3f} [{low:+.3f}, {high:+.3f}]"
                 )

@@ -107,10 +107,10 @@ def unproven(all_figures: Iterator[Figure], numbers: tuple[float, ...], name: st
     known = {entry["number"]: entry for entry in SOURCES.get(name, [])}
     used = set()
     for figure in all_figures:
-        if any(figure.is_rounded(number) for number in numbers):
-            continue
-        entry = known.get(figure.written)
+        entry = known.get(figure.written)  # first: another number may be equal to it by chance
         if entry is None:
+            if any(figure.is_rounded(number) for number in numbers):
+                continue
             problems.append(f"{figure.written} in cell {figure.cell}: … {figure.around} …")
             continue
         used.add(figure.written)
@@ -304,11 +304,11 @@ def test_the_readme_is_read_in_a_few_minutes() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1000
 
 
-@pytest.mark.parametrize(
-    ("name", "most"), [("07_reward_ablation", 1900), ("07b_explorations", 2000)]
-)
-def test_the_study_is_read_in_twenty_minutes(name: str, most: int) -> None:
-    texts = [cell.source for cell in notebook(name).cells if cell.cell_type == "markdown"]
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_notebook_is_read_in_twenty_minutes(path: Path) -> None:
+    cells = notebook(path.stem).cells
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    most = 1900 if path.stem == "07_reward_ablation" else 2000
     assert len(" ".join(texts).split()) <= most
 
 

@@ -66,7 +66,7 @@ def text_of(exercise: core.Exercise) -> str:
     return (
         f"### Exercise {exercise.number} · {exercise.title} ({exercise.minutes} minutes)\n\n"
         f"{exercise.text.strip()}\n\n"
-        "Replace each `...`, run the cell, then the check below it.\n\n"
+        "Replace each `...`, run it, then run the check.\n\n"
         f"<details><summary>Hint</summary>\n\n{exercise.hint.strip()}\n\n</details>"
     )
 

@@ -56,8 +56,8 @@ def artefact(
         "profile": _with_effect(profiles.current().record(name.split("/")[0])),
         "needs": {need.removesuffix(f"@{BASELINE}"): key(need) for need in needs},
     }
-    why = store.why_stale(folder, inputs)
-    if name == "data" and why.startswith("it was changed"):
+    # What notebook 1 did not write would be deleted where it writes anew.
+    if name == "data" and "it was changed since" in (why := store.why_stale(folder, inputs)):
         raise ValueError(
             f"{folder}: {why}. Move files of yours to a folder of their own, name it with "
             "ICD_DATA_DIR, and delete this one."

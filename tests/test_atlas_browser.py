@@ -377,6 +377,19 @@ def test_back_takes_away_the_last_filter_alone(page):
     assert page.page.get_by_label("Words in the note").input_value() == ""
 
 
+def test_a_pair_stays_under_the_pointer(page):
+    page.page.locator("#tree [data-key]:visible").first.click()
+    page.settle()
+    n = page.selected()
+    page.page.locator("#pairs").scroll_into_view_if_needed()
+    box = page.page.locator("#pairs button").first.bounding_box()
+    place = (box["x"] + 20, box["y"] + 10)
+    page.page.mouse.click(*place)
+    assert page.selected() < n
+    page.page.mouse.click(*place)
+    assert page.selected() == n, "the second click takes the filter away"
+
+
 def test_means_of_few_values_have_no_interval(page):
     page.page.locator("#pairs button").first.click()
     assert page.selected() < 20
